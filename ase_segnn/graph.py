@@ -1,0 +1,114 @@
+"""The atomic graph: atoms as nodes, pairs within the cutoff as directed edges, one or many structures at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from ase_segnn.neighbors import neighbor_list
+
+
+@dataclass(frozen=True, eq=False)
+class AtomicGraph:
+    r"""Structures as tensors; an edge is an ordered pair of a center i and a neighbor j in cell S.
+
+    .. math:: \mathbf r_{ij} = \mathbf x_j - \mathbf x_i + \mathbf S\,\mathbf h
+
+    Nothing in the library writes into these tensors. N atoms, E edges, B structures.
+
+    Parameters
+    ----------
+    positions : (N, 3) float64, Å
+    atomic_numbers : (N,) int64
+    cell : (B, 3, 3) float64, Å, rows are the cell vectors
+    pbc : (B, 3) bool
+    centers, neighbors : (E,) int64, sorted by center; atoms of one structure only
+    cell_shifts : (E, 3) float64 holding integers
+    structure : (N,) int64, ascending; the structure of each atom
+    """
+
+    positions: Tensor
+    atomic_numbers: Tensor
+    cell: Tensor
+    pbc: Tensor
+    centers: Tensor
+    neighbors: Tensor
+    cell_shifts: Tensor
+    structure: Tensor
+
+    @classmethod
+    def from_atoms(
+        cls,
+        atoms: Atoms,
+        cutoff: float,
+        *,
+        backend: str = "auto",
+        device: torch.device | str = "cpu",
+    ) -> AtomicGraph:
+        """Build the graph of one structure; `backend` is one of `ase_segnn.neighbors.BACKENDS` or "auto"."""
+        pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff, backend=backend, device=device)
+        return cls(
+            positions=torch.as_tensor(atoms.positions.copy(), dtype=torch.float64, device=device),
+            atomic_numbers=torch.as_tensor(atoms.numbers.copy(), dtype=torch.int64, device=device),
+            cell=torch.as_tensor(atoms.cell.array.copy(), dtype=torch.float64, device=device)[None],
+            pbc=torch.as_tensor(atoms.pbc.copy(), device=device)[None],
+            centers=pairs.centers,
+            neighbors=pairs.neighbors,
+            cell_shifts=pairs.cell_shifts.to(torch.float64),
+            structure=torch.zeros(len(atoms), dtype=torch.int64, device=device),
+        )
+
+    @classmethod
+    def batch(cls, graphs: Sequence[AtomicGraph]) -> AtomicGraph:
+        """Put several graphs side by side as one that has no edge between structures.
+
+        Raises
+        ------
+        ValueError
+            If `graphs` is empty.
+        """
+        if not graphs:
+            raise ValueError("a batch needs at least one graph, got none")
+        atom_offsets, structure_offsets = [0], [0]
+        for graph in graphs[:-1]:
+            atom_offsets.append(atom_offsets[-1] + graph.n_atoms)
+            structure_offsets.append(structure_offsets[-1] + graph.n_structures)
+        return cls(
+            positions=torch.cat([g.positions for g in graphs]),
+            atomic_numbers=torch.cat([g.atomic_numbers for g in graphs]),
+            cell=torch.cat([g.cell for g in graphs]),
+            pbc=torch.cat([g.pbc for g in graphs]),
+            centers=torch.cat([g.centers + n for g, n in zip(graphs, atom_offsets, strict=True)]),
+            neighbors=torch.cat([g.neighbors + n for g, n in zip(graphs, atom_offsets, strict=True)]),
+            cell_shifts=torch.cat([g.cell_shifts for g in graphs]),
+            structure=torch.cat([g.structure + n for g, n in zip(graphs, structure_offsets, strict=True)]),
+        )
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms of all structures together."""
+        return self.positions.shape[0]
+
+    @property
+    def n_edges(self) -> int:
+        """Number of ordered pairs within the cutoff."""
+        return self.centers.shape[0]
+
+    @property
+    def n_structures(self) -> int:
+        """Number of structures."""
+        return self.cell.shape[0]
+
+    def edge_vectors(self) -> Tensor:
+        """Vectors from center to neighbor, (E, 3) Å, differentiable in positions and cell."""
+        cells = self.cell[self.structure[self.centers]]
+        shifts = torch.einsum("ea,eab->eb", self.cell_shifts, cells)
+        return self.positions[self.neighbors] - self.positions[self.centers] + shifts
+
+    def to(self, device: torch.device | str) -> AtomicGraph:
+        """Return this graph with every tensor on `device`."""
+        return AtomicGraph(**{name: value.to(device) for name, value in vars(self).items()})

@@ -1,0 +1,99 @@
+"""What defines a potential besides its weights: its physics and the shape of its network."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from ase.data import atomic_numbers
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ase_segnn._e3nn import o3
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class NetworkConfig(BaseModel):
+    """Shape of the network under a potential; everything here is a choice of accuracy against cost.
+
+    Parameters
+    ----------
+    cutoff : Å; pairs further apart do not see each other directly
+    irreps_hidden : channels of the features per degree and parity
+    l_max_attributes : highest degree of the attributes that steer
+    n_layers : rounds of messages
+    n_radial : radial basis functions
+    n_radial_hidden : hidden channels of the network from radial basis to edge weights
+    envelope_power : `p` of `ase_segnn.model.radial.polynomial_envelope`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cutoff: PositiveFloat = 5.0
+    irreps_hidden: str = "64x0e+32x1o+16x2e"
+    l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
+    n_layers: PositiveInt = 3
+    n_radial: PositiveInt = 8
+    n_radial_hidden: PositiveInt = 32
+    envelope_power: Annotated[int, Field(ge=3)] = 6
+
+    @field_validator("irreps_hidden")
+    @classmethod
+    def _check_irreps(cls, value: str) -> str:
+        try:
+            irreps = o3.Irreps(value)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"{value!r} is not a list of irreps, such as '64x0e+32x1o'") from error
+        if irreps.count("0e") == 0:
+            raise ValueError(f"{value!r} has no even scalars '0e', and an energy is one")
+        if len({ir for _, ir in irreps}) != len(irreps):
+            raise ValueError(f"{value!r} names an irrep twice")
+        return value
+
+
+class PotentialConfig(BaseModel):
+    """All that is needed to build a `Potential` before its weights are loaded.
+
+    Parameters
+    ----------
+    elements : chemical symbols, in the order of the network's inputs
+    reference_energies : eV, energy of the isolated atom of each element
+    energy_shifts : eV per atom of each element, added where an atom has neighbors; default 0
+    energy_scale : eV, unit of the network's output
+    average_neighbors : number of neighbors within the cutoff over which sums are normalized (by its square root)
+    zbl : add the Ziegler-Biersack-Littmark repulsion of the nuclei at short range
+    network : shape of the network
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    elements: tuple[str, ...] = Field(min_length=1)
+    reference_energies: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    energy_shifts: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = {}
+    energy_scale: PositiveFloat = 1.0
+    average_neighbors: PositiveFloat = 16.0
+    zbl: bool = False
+    network: NetworkConfig = NetworkConfig()
+
+    @model_validator(mode="after")
+    def _check_elements(self) -> PotentialConfig:
+        for symbol in self.elements:
+            if atomic_numbers.get(symbol, 0) == 0:
+                raise ValueError(f"{symbol!r} is no chemical element; elements are symbols such as 'H', 'C', 'O'")
+        if len(set(self.elements)) != len(self.elements):
+            raise ValueError(f"elements are named twice: {', '.join(self.elements)}")
+        if set(self.reference_energies) != set(self.elements):
+            raise ValueError(
+                f"reference energies are needed for exactly the elements {', '.join(self.elements)}, "
+                f"got them for {', '.join(self.reference_energies) or 'none'}"
+            )
+        unknown = set(self.energy_shifts) - set(self.elements)
+        if unknown:
+            raise ValueError(f"energy shifts name {', '.join(sorted(unknown))}, which is none of the elements")
+        return self
+
+    @property
+    def normalization(self) -> float:
+        """Divisor of every sum over neighbors."""
+        return math.sqrt(self.average_neighbors)

@@ -1,0 +1,202 @@
+"""The potential: energies from a SEGNN on the atomic graph, then forces and stress by differentiation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers
+from torch import Tensor
+
+from ase_segnn._e3nn import o3
+from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.config import PotentialConfig
+from ase_segnn.model.constants import ModuleWithConstants
+from ase_segnn.model.radial import bessel_basis, polynomial_envelope
+from ase_segnn.model.segnn import SEGNN
+from ase_segnn.model.zbl import ZBLRepulsion
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Result for N atoms in B structures.
+
+    Parameters
+    ----------
+    energy : (B,) float64, eV
+    atom_energies : (N,) float64, eV; they sum up to `energy`
+    forces : (N, 3) float64, eV/Å, or None where not asked for
+    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension, or None where not asked for
+    """
+
+    energy: Tensor
+    atom_energies: Tensor
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+
+
+class Potential(ModuleWithConstants):
+    r"""Energy of atoms as a sum of learned, local atom energies.
+
+    .. math::
+        E = \sum_i E^0_{Z_i} + s_i \left(\Delta_{Z_i} + \sigma e_i\right), \quad
+        s_i = 1 - \exp\Big(-\sum_j u(d_ij)\Big)
+
+    e is the output of the `SEGNN`, Δ and σ are `energy_shifts` and `energy_scale`. The factor s, 0 for a lone atom and
+    1 to three digits or more from seven near neighbors on, makes an isolated atom's energy its reference energy
+    exactly, and lets the energy come apart smoothly to that limit.
+
+    Species enter as one-hot scalars. The attribute of an edge is the spherical harmonics of its direction; the
+    attribute of a node the sum of those of its edges, faded by the envelope u, with the l = 0 part set to 1.
+
+    Positions, edge vectors and sums of energies are float64; the network is float32 or, after ``.double()``, float64.
+    Reference energies stay float64 whatever the module is converted to.
+
+    Parameters
+    ----------
+    config : see `PotentialConfig`
+    """
+
+    species_of_number: Tensor
+    reference_energies: Tensor
+    energy_shifts: Tensor
+    one_hot: Tensor
+
+    def __init__(self, config: PotentialConfig) -> None:
+        super().__init__()
+        self.config = config
+        numbers = [atomic_numbers[symbol] for symbol in config.elements]
+        species_of_number = torch.full((max(numbers) + 1,), -1, dtype=torch.int64)
+        species_of_number[numbers] = torch.arange(len(numbers))
+        self.register_buffer("species_of_number", species_of_number, persistent=False)
+        reference = np.array([config.reference_energies[symbol] for symbol in config.elements])
+        shifts = np.array([config.energy_shifts.get(symbol, 0.0) for symbol in config.elements])
+        self.register_constant("reference_energies", reference, always_float64=True)
+        self.register_constant("energy_shifts", shifts, always_float64=True)
+        self.register_constant("one_hot", np.eye(len(numbers)) * math.sqrt(len(numbers)))  # of unit variance
+        network = config.network
+        self._irreps_attributes = o3.Irreps.spherical_harmonics(network.l_max_attributes)
+        self.network = SEGNN(
+            irreps_in=o3.Irreps([(len(numbers), "0e")]),
+            irreps_hidden=o3.Irreps(network.irreps_hidden),
+            irreps_out=o3.Irreps("1x0e"),
+            irreps_node_attributes=self._irreps_attributes,
+            irreps_edge_attributes=self._irreps_attributes,
+            n_layers=network.n_layers,
+            n_message_scalars=network.n_radial,
+            n_message_weights_hidden=network.n_radial_hidden,
+            unit_scalar_attributes=True,
+        )
+        self.zbl = ZBLRepulsion(numbers, network.cutoff) if config.zbl else None
+
+    @property
+    def cutoff(self) -> float:
+        """Radius of the neighborhoods, Å."""
+        return self.config.network.cutoff
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Chemical symbols of the elements it knows."""
+        return self.config.elements
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network."""
+        return self.one_hot.dtype
+
+    def forward(self, graph: AtomicGraph, edge_vectors: Tensor | None = None) -> Tensor:
+        """Energy of each atom, differentiable.
+
+        Parameters
+        ----------
+        graph : its elements must be among `elements`; pairs beyond the cutoff contribute nothing
+        edge_vectors : (E, 3) float64 Å, in place of those of `graph`
+
+        Returns
+        -------
+        (N,) float64, eV
+        """
+        if edge_vectors is None:
+            edge_vectors = graph.edge_vectors()
+        centers, neighbors = graph.centers, graph.neighbors
+        species = self.species_of_number[graph.atomic_numbers]
+        distances = torch.linalg.vector_norm(edge_vectors, dim=1)
+        directions = (edge_vectors / distances[:, None]).to(self.dtype)
+        d = distances.to(self.dtype)
+
+        network = self.config.network
+        envelope = polynomial_envelope(d, network.cutoff, network.envelope_power)
+        edge_weights = envelope / self.config.normalization
+        edge_attributes = o3.spherical_harmonics(
+            self._irreps_attributes, directions, normalize=False, normalization="component"
+        )
+        node_attributes = _sum_to(graph.n_atoms, centers, edge_attributes[:, 1:] * edge_weights[:, None])
+        node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
+        outputs = self.network(
+            self.one_hot[species],
+            node_attributes,
+            edge_attributes,
+            centers,
+            neighbors,
+            message_scalars=bessel_basis(d, network.cutoff, network.n_radial),
+            edge_weights=edge_weights,
+        )
+        bonded = -torch.expm1(-_sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
+        learned = self.energy_shifts[species] + self.config.energy_scale * outputs[:, 0].to(torch.float64)
+        energies: Tensor = self.reference_energies[species] + bonded * learned
+        if self.zbl is not None:
+            pair_energies = self.zbl(distances, species[centers], species[neighbors])
+            energies = energies + _sum_to(graph.n_atoms, centers, pair_energies / 2)
+        return energies
+
+    def predict(
+        self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False, create_graph: bool = False
+    ) -> Prediction:
+        r"""Energies and, where asked for, their derivatives, all by one differentiation with respect to edge vectors.
+
+        With :math:`g_{ij} = \partial E / \partial r_{ij}`,
+
+        .. math::
+            F_i = \sum_j g_{ij} - g_{ji}, \quad
+            \sigma = \frac{1}{V} \sum_{ij} \tfrac12 \left(r_{ij} g_{ij}^T + g_{ij} r_{ij}^T\right)
+
+        Parameters
+        ----------
+        graph : one structure or a batch
+        forces, stress : what to compute besides the energies; stress needs cells with a volume
+        create_graph : keep what is needed to differentiate the result again, as training does; otherwise all results
+            are detached
+        """
+        edge_vectors = graph.edge_vectors().detach()
+        if forces or stress:
+            edge_vectors.requires_grad_()
+        with torch.set_grad_enabled(forces or stress or create_graph):
+            atom_energies = self(graph, edge_vectors)
+            energy = _sum_to(graph.n_structures, graph.structure, atom_energies)
+            total = atom_energies.sum()
+        atom_forces = stresses = None
+        if forces or stress:
+            (gradient,) = torch.autograd.grad(total, edge_vectors, create_graph=create_graph)
+            if forces:
+                atom_forces = _sum_to(graph.n_atoms, graph.centers, gradient)
+                atom_forces = atom_forces.index_add(0, graph.neighbors, gradient, alpha=-1)
+            if stress:
+                stresses = _stress(graph, edge_vectors, gradient)
+        if not create_graph:
+            atom_energies, energy = atom_energies.detach(), energy.detach()
+        return Prediction(energy, atom_energies, atom_forces, stresses)
+
+
+def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tensor:
+    products = (edge_vectors[:, :, None] * gradient[:, None, :]).flatten(1)  # (E, 9)
+    virial = _sum_to(graph.n_structures, graph.structure[graph.centers], products).unflatten(1, (3, 3))
+    volume = torch.linalg.det(graph.cell).abs()
+    stress: Tensor = (virial + virial.transpose(1, 2)) / (2 * volume[:, None, None])
+    return stress
+
+
+def _sum_to(n_rows: int, index: Tensor, values: Tensor) -> Tensor:
+    total: Tensor = values.new_zeros(n_rows, *values.shape[1:]).index_add(0, index, values)
+    return total

@@ -1,0 +1,345 @@
+r"""Neighbor lists: all ordered pairs of a center i and a neighbor j in cell S that are closer than the cutoff.
+
+.. math:: \mathbf r_{ij} = \mathbf x_j - \mathbf x_i + \mathbf S\,\mathbf h, \qquad |\mathbf r_{ij}| < r_c
+
+Atoms may lie anywhere, also far outside the cell. Cell vectors along directions that are not periodic are ignored.
+
+===============  =============================================================================================
+backend          what it is
+===============  =============================================================================================
+"matscipy"       linear scaling, any cell and periodicity, on the CPU
+"torch-cluster"  on the GPU, for structures that are not periodic; needs the extra ``ase-segnn[cluster]``
+"brute-force"    every pair in every cell in reach, in plain NumPy: the reference that the others are tested with
+"auto"           what `choose_backend` says
+===============  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ase_segnn.pair_search import brute_force_pairs, cell_inverse, matscipy_pairs, round_shifts, torch_cluster_pairs
+
+BACKENDS = ("matscipy", "torch-cluster", "brute-force")
+
+_Floats = NDArray[np.float64]
+_Integers = NDArray[np.int64]
+_Bools = NDArray[np.bool_]
+
+_log = logging.getLogger(__name__)
+
+# Backends search this much further than the cutoff, so that one formula decides at the cutoff for all of them.
+_ROUNDING = 1 + 1e-9
+# Of the volume of a box with the same edge lengths; periodic cell vectors that span less are taken as dependent.
+_SMALLEST_VOLUME = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class NeighborList:
+    """Ordered pairs; both directions of a pair are listed, and an atom can be its own neighbor in another cell.
+
+    Parameters
+    ----------
+    centers, neighbors : (E,) int64, sorted by center
+    cell_shifts : (E, 3) int64, zero along directions that are not periodic
+    """
+
+    centers: Tensor
+    neighbors: Tensor
+    cell_shifts: Tensor
+
+
+def choose_backend(pbc: ArrayLike, device: torch.device | str = "cpu") -> str:
+    """Return the name of the backend that "auto" stands for.
+
+    It is torch-cluster where it is installed, the list is wanted on a GPU and nothing is periodic, else matscipy.
+
+    Parameters
+    ----------
+    pbc : (3,) bool, or one bool
+    device : where the list is wanted
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu and not np.any(pbc) and importlib.util.find_spec("torch_cluster") is not None:
+        return "torch-cluster"
+    return "matscipy"
+
+
+def neighbor_list(
+    positions: ArrayLike,
+    cell: ArrayLike,
+    pbc: ArrayLike,
+    cutoff: float,
+    *,
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+) -> NeighborList:
+    """List all pairs closer than `cutoff`.
+
+    Parameters
+    ----------
+    positions : (N, 3) Å
+    cell : (3, 3) Å, rows are the cell vectors
+    pbc : (3,) bool
+    cutoff : Å, positive
+    backend : one of `BACKENDS`, or "auto"
+    device : where the list is wanted
+
+    Raises
+    ------
+    ValueError
+        If an argument has a wrong shape or value, a position or cell vector is not finite, the periodic cell vectors
+        span no volume (area, length), or something is periodic and the backend cannot handle that.
+    ImportError
+        If torch-cluster is asked for and not installed.
+
+    Examples
+    --------
+    A simple cubic crystal has six nearest neighbors, all of them images of its one atom:
+
+    >>> import numpy as np
+    >>> pairs = neighbor_list(np.zeros((1, 3)), 3.0 * np.eye(3), [True, True, True], cutoff=3.5)
+    >>> sorted(pairs.cell_shifts.tolist())
+    [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
+    """
+    x, h, periodic = _checked(positions, cell, pbc)
+    cutoff = _checked_length("cutoff", cutoff, positive=True)
+    _check_volume(h, periodic)
+    name = _checked_backend(backend)
+    if name == "auto":
+        name = choose_backend(periodic, device)
+        _log.debug("neighbor list backend: %s (%d atoms, pbc=%s, %s)", name, len(x), periodic.tolist(), device)
+    if name == "torch-cluster":
+        return _with_torch_cluster(x, periodic, cutoff, torch.device(device))
+    search = matscipy_pairs if name == "matscipy" else brute_force_pairs
+    centers, neighbors, cell_shifts = search(x, h, periodic, cutoff * _ROUNDING)
+    vectors = x[neighbors] - x[centers] + cell_shifts @ h
+    close = np.flatnonzero(np.einsum("ea,ea->e", vectors, vectors) < cutoff**2)
+    close = close[np.argsort(centers[close], kind="stable")]
+    return NeighborList(*(torch.as_tensor(array[close], device=device) for array in (centers, neighbors, cell_shifts)))
+
+
+def _with_torch_cluster(x: _Floats, periodic: _Bools, cutoff: float, device: torch.device) -> NeighborList:
+    if periodic.any():
+        raise ValueError(
+            f"the backend 'torch-cluster' finds no pairs across cells, got pbc={periodic.tolist()}; use 'matscipy' or "
+            "'auto' for this structure"
+        )
+    centers, neighbors = torch_cluster_pairs(x, cutoff * _ROUNDING, device)
+    order = torch.argsort(centers, stable=True)
+    pairs = NeighborList(centers[order], neighbors[order], centers.new_zeros(len(centers), 3))
+    return _within(pairs, None, torch.tensor(x.T, device=device), cutoff)
+
+
+class VerletList:
+    r"""A neighbor list that is searched for anew only when it could have become incomplete.
+
+    All pairs up to cutoff + skin are kept, and each update picks those that are within the cutoff now, so the
+    result is that of `neighbor_list`. Atoms that jump by cell vectors, as when they are wrapped into the cell, are
+    recognised and have the cell shifts of their pairs changed.
+
+    Notes
+    -----
+    Let the list have been built at positions :math:`\mathbf x^0` and cell :math:`\mathbf h^0`, and let
+    :math:`\mathbf F` be any matrix that maps its periodic cell vectors to the present ones,
+    :math:`\mathbf h^0 \mathbf F = \mathbf h`. Here it leaves what is perpendicular to them as it is:
+    :math:`\mathbf F = 1 + (\mathbf h^0)^+ (\mathbf h - \mathbf h^0)` with the pseudo-inverse. With the rest of the
+    motion of each atom, :math:`\mathbf u_i = \mathbf x_i - \mathbf x_i^0 \mathbf F - \mathbf c` for any vector
+    :math:`\mathbf c`, a pair vector is
+
+    .. math:: \mathbf r = \mathbf x_j - \mathbf x_i + \mathbf S \mathbf h
+        = (\mathbf x_j^0 - \mathbf x_i^0 + \mathbf S \mathbf h^0)\,\mathbf F + \mathbf u_j - \mathbf u_i
+        \quad\Rightarrow\quad |\mathbf r| \ge \sigma_{\min}(\mathbf F)\,|\mathbf r^0| - 2 \max_i |\mathbf u_i|
+
+    A pair that is not in the list had :math:`|\mathbf r^0| \ge r_c + r_\mathrm{skin}`, so none is missing while
+
+    .. math:: \sigma_{\min}(\mathbf F)\,(r_c + r_\mathrm{skin}) - 2 \max_i |\mathbf u_i| \ge r_c
+
+    This holds for every cell shift, however far: a bound on the change of the cell vectors alone would have to grow
+    with the largest S. Motion of all atoms together does not count, and deformation with the cell only as far as it
+    brings atoms closer.
+
+    Parameters
+    ----------
+    cutoff : Å, positive
+    skin : Å, not negative; 0 searches at every update
+    backend : one of `BACKENDS`, or "auto"
+    device : where the lists are wanted
+
+    Raises
+    ------
+    ValueError
+        If the cutoff, skin or backend is not allowed.
+    """
+
+    def __init__(self, cutoff: float, skin: float, backend: str = "auto", device: torch.device | str = "cpu") -> None:
+        self._cutoff = _checked_length("cutoff", cutoff, positive=True)
+        self._skin = _checked_length("skin", skin, positive=False)
+        self._backend = _checked_backend(backend)
+        self._device = torch.device(device)
+        self._kept: _Kept | None = None
+        self._builds = 0
+
+    @property
+    def builds(self) -> int:
+        """How often pairs were searched for anew."""
+        return self._builds
+
+    def update(self, positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike) -> NeighborList:
+        """Return exactly the pairs within the cutoff; arguments and errors are those of `neighbor_list`.
+
+        The number of atoms, the cell and the periodicity may differ from those of the last call.
+        """
+        x, h, periodic = _checked(positions, cell, pbc)
+        if self._skin == 0:
+            self._builds += 1
+            return self._search(x, h, periodic, self._cutoff)
+        kept = self._kept
+        kept = None if kept is None else kept.moved(x, h, periodic, self._cutoff, self._skin)
+        if kept is None:
+            self._kept = None
+            pairs = self._search(x, h, periodic, self._cutoff + self._skin)
+            kept = _Kept(x.copy(), h, cell_inverse(h, periodic), periodic, pairs, _components(pairs.cell_shifts))
+            self._builds += 1
+        self._kept = kept
+        return kept.within(x, h, self._cutoff)
+
+    def _search(self, x: _Floats, h: _Floats, periodic: _Bools, cutoff: float) -> NeighborList:
+        return neighbor_list(x, h, periodic, cutoff, backend=self._backend, device=self._device)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """Pairs up to cutoff + skin, and the positions (N, 3) and cell (3, 3), with its pseudo-inverse, of that moment."""
+
+    positions: _Floats
+    cell: _Floats
+    inverse: _Floats
+    pbc: _Bools
+    pairs: NeighborList
+    shifts: Tensor  # of the pairs, (3, E) float64
+
+    def moved(self, x: _Floats, h: _Floats, periodic: _Bools, cutoff: float, skin: float) -> _Kept | None:
+        """Return the pairs with shifts that fit the present positions, or None if there could be others by now."""
+        if len(x) != len(self.positions) or not np.array_equal(periodic, self.pbc):
+            return None
+        displacements = x - self.positions
+        smallest_stretch = 1.0
+        change = h - self.cell
+        if change.any():
+            strain = self.inverse @ change
+            displacements -= self.positions @ strain
+            smallest_stretch = np.linalg.svd(np.eye(3) + strain, compute_uv=False)[-1]
+        farthest = (smallest_stretch * (cutoff + skin) - cutoff) / 2
+        if _spread(displacements) <= farthest:
+            return self
+        if farthest < 0 or not periodic.any():
+            return None
+        jumps = round_shifts(np.rint, displacements - displacements[:1], h, periodic)
+        if not jumps.any() or not _spread(displacements - jumps @ h) <= farthest:
+            return None
+        pairs = self.pairs
+        steps = torch.as_tensor(jumps, device=pairs.centers.device)
+        cell_shifts = pairs.cell_shifts + steps[pairs.centers] - steps[pairs.neighbors]
+        return replace(
+            self,
+            positions=self.positions + jumps @ self.cell,
+            pairs=replace(pairs, cell_shifts=cell_shifts),
+            shifts=_components(cell_shifts),
+        )
+
+    def within(self, x: _Floats, h: _Floats, cutoff: float) -> NeighborList:
+        """Pick the pairs that are closer than the cutoff at these positions and cell."""
+        device = self.shifts.device
+        shift_vectors = torch.tensor(h.T, device=device) @ self.shifts if self.pbc.any() else None
+        return _within(self.pairs, shift_vectors, torch.tensor(x.T, device=device), cutoff)
+
+
+def _within(pairs: NeighborList, shift_vectors: Tensor | None, points: Tensor, cutoff: float) -> NeighborList:
+    """Pick the pairs closer than the cutoff.
+
+    Positions (3, N) and shift vectors (3, E) come by component: contiguous numbers are gathered several times faster.
+    """
+    squared = torch.zeros(len(pairs.centers), dtype=torch.float64, device=points.device)
+    for axis, coordinates in enumerate(points.unbind()):
+        components = coordinates.index_select(0, pairs.neighbors) - coordinates.index_select(0, pairs.centers)
+        if shift_vectors is not None:
+            components += shift_vectors[axis]
+        squared += components.square()
+    chosen = (squared < cutoff**2).nonzero().squeeze(1)
+    return NeighborList(
+        centers=pairs.centers.index_select(0, chosen),
+        neighbors=pairs.neighbors.index_select(0, chosen),
+        cell_shifts=pairs.cell_shifts.index_select(0, chosen),
+    )
+
+
+def _spread(displacements: _Floats) -> float:
+    """Return the radius of a sphere around all displacements (N, 3), in Å; its center is that of their bounding box."""
+    if len(displacements) == 0:
+        return 0.0
+    center = (displacements.min(axis=0) + displacements.max(axis=0)) / 2
+    rest = displacements - center
+    return math.sqrt(np.einsum("na,na->n", rest, rest).max())
+
+
+def _components(cell_shifts: Tensor) -> Tensor:
+    return cell_shifts.T.to(torch.float64).contiguous()
+
+
+def _checked(positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike) -> tuple[_Floats, _Floats, _Bools]:
+    """Return positions, the cell with zeros for vectors that are not periodic, and pbc."""
+    x = np.asarray(positions, dtype=np.float64)
+    h = np.asarray(cell, dtype=np.float64)
+    periodic = np.array(pbc, dtype=bool)
+    if x.ndim != 2 or x.shape[1] != 3:
+        raise ValueError(f"positions have the shape (atoms, 3), got {x.shape}")
+    if h.shape != (3, 3):
+        raise ValueError(f"the cell has the shape (3, 3), its rows are the cell vectors, got {h.shape}")
+    if periodic.shape != (3,):
+        raise ValueError(f"pbc has the shape (3,), one bool for each cell vector, got {periodic.shape}")
+    if not np.isfinite(x).all():
+        atoms = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        raise ValueError(
+            f"positions of {len(atoms)} atoms are not finite, the first is {x[atoms[0]].tolist()} of atom {atoms[0]}; "
+            "was the time step too long?"
+        )
+    h = np.where(periodic[:, None], h, 0.0)
+    if not np.isfinite(h).all():
+        raise ValueError(f"the cell vectors along periodic directions are not finite, got {h.tolist()}")
+    return x, h, periodic
+
+
+def _check_volume(h: _Floats, periodic: _Bools) -> None:
+    vectors = h[periodic]
+    lengths = np.linalg.norm(vectors, axis=1)
+    if (lengths > 0).all():
+        singular_values = np.linalg.svd(vectors / lengths[:, None], compute_uv=False)
+        if singular_values.prod() > _SMALLEST_VOLUME:
+            return
+    raise ValueError(
+        f"the cell vectors along periodic directions span no volume, got {vectors.tolist()} with pbc="
+        f"{periodic.tolist()}; give them lengths and different directions, or set pbc to False where nothing repeats"
+    )
+
+
+def _checked_length(name: str, value: float, *, positive: bool) -> float:
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(
+            f"the {name} is a length in Å, finite and {'positive' if positive else 'not negative'}, got {value}"
+        )
+    return float(value)
+
+
+def _checked_backend(name: str) -> str:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"a neighbor list backend is 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name

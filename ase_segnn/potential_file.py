@@ -1,0 +1,330 @@
+"""One file, one potential: safetensors with a JSON header, checked in full before it is believed, and no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import secrets
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ase_segnn.model.config import PotentialConfig
+from ase_segnn.model.potential import Potential
+
+FORMAT = "ase-segnn-potential"
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+UNITS = {"energy": "eV", "length": "Å"}
+
+_LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_STORED_DTYPES = {"float32": "F32", "float64": "F64"}  # as safetensors spells them
+
+
+class PotentialFileError(ValueError):
+    """A file is not a potential, or not a whole one; or a potential cannot be written to a file."""
+
+
+class Provenance(BaseModel):
+    """Where the weights of a potential come from; everything may be left out, nothing may be added.
+
+    Parameters
+    ----------
+    recipe : the training recipe as plain data
+    data : file name -> sha256 of each file of training data
+    commit : of the code that trained
+    seed : of the training
+    versions : package -> version
+    created : date and time, ISO 8601
+    errors : data set -> error measure -> value; the unit is part of the measure's name
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: dict[str, Any] = {}
+    data: dict[str, str] = {}
+    commit: str | None = None
+    seed: int | None = None
+    versions: dict[str, str] = {}
+    created: str | None = None
+    errors: dict[str, dict[str, float]] = {}
+
+
+class PotentialHeader(BaseModel):
+    """What a potential file says about itself; elements, reference energies and cutoff are in `config`.
+
+    Parameters
+    ----------
+    format_version : of the file
+    units : of everything in the file that has one
+    dtype : of the weights
+    config : what defines the potential besides its weights
+    provenance : where the weights come from
+    tensors_sha256 : of the bytes of all weights, in the order of the file
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int
+    units: dict[str, str]
+    dtype: Literal["float32", "float64"]
+    config: PotentialConfig
+    provenance: Provenance
+    tensors_sha256: str
+
+
+def save_potential(potential: Potential, path: str | Path, *, provenance: Provenance, overwrite: bool = False) -> None:
+    """Write a potential to one file, whole or not at all.
+
+    The same potential and provenance give the same bytes.
+
+    Parameters
+    ----------
+    potential : with weights of one dtype, float32 or float64; it is not changed
+    path : ends in ``.safetensors``, in a folder that exists
+    provenance : goes into the header
+    overwrite : replace an existing file
+
+    Raises
+    ------
+    PotentialFileError
+        If the file exists and `overwrite` is False, if `path` has another suffix or cannot be written, or if the
+        potential has weights that are not finite or of several dtypes.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise PotentialFileError(f"potential files end in '{SUFFIX}', got '{path}'; choose a name such as 'my{SUFFIX}'")
+    _refuse_existing(path, overwrite)
+    content = _to_bytes(potential, provenance)
+    _check_tensors(*_read_header(io.BytesIO(content), path), path)  # what is written can be read
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _refuse_existing(path, overwrite)
+        temporary.replace(path)
+    except OSError as error:
+        raise PotentialFileError(
+            f"cannot write the potential file '{path}': {error.strerror or error}; "
+            "choose a folder that exists and is writable"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_potential(path: str | Path) -> Potential:
+    """Read a potential; no code from the file is ever executed.
+
+    Parameters
+    ----------
+    path : of a file that `save_potential` wrote, with this or an older version of ase-segnn
+
+    Returns
+    -------
+    the potential on the CPU, with weights as stored (float32 or float64), frozen and in evaluation mode
+
+    Raises
+    ------
+    PotentialFileError
+        If the file is missing, truncated, corrupted, of another program or of a newer version, or if its tensors are
+        not those that its config asks for. All but the checksum of the weights is checked before they are read.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        header, table, n_weights_bytes = _read_header(file, path)
+        _check_tensors(header, table, n_weights_bytes, path)
+        file.seek(0)
+        content = file.read()
+    if hashlib.sha256(content[len(content) - n_weights_bytes :]).hexdigest() != header.tensors_sha256:
+        raise _corrupted(path, "the checksum of its weights is wrong")
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        potential = Potential(header.config).to(_DTYPES[header.dtype])
+        potential.load_state_dict(safetensors.torch.load(content))
+    return potential.requires_grad_(False).eval()
+
+
+def read_header(path: str | Path) -> PotentialHeader:
+    """Read what a potential file says about itself, without its weights.
+
+    Raises
+    ------
+    PotentialFileError
+        As `load_potential`, as far as the header shows it.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        return _read_header(file, path)[0]
+
+
+def _to_bytes(potential: Potential, provenance: Provenance) -> bytes:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise PotentialFileError(f"the potential has weights that are not finite in '{name}'; it is not saved")
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
+        raise PotentialFileError(
+            f"a potential is saved with weights of one dtype, float32 or float64, got {', '.join(sorted(dtypes))}; "
+            "convert it with .float() or .double()"
+        )
+    # safetensors orders the tensors, but its metadata come out in random order: put the header together here
+    plain = safetensors.torch.save(tensors)
+    n_table = int.from_bytes(plain[:_LENGTH_BYTES], "little")
+    table = json.loads(plain[_LENGTH_BYTES : _LENGTH_BYTES + n_table])
+    weights = plain[_LENGTH_BYTES + n_table :]
+    header = PotentialHeader(
+        format_version=FORMAT_VERSION,
+        units=UNITS,
+        dtype="float64" if dtypes == {"float64"} else "float32",
+        config=potential.config,
+        provenance=provenance,
+        tensors_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    try:
+        header_json = json.dumps(header.model_dump(mode="json"), allow_nan=False)
+    except ValueError as error:
+        raise PotentialFileError(
+            f"config and provenance must be plain data with finite numbers: {error}; the potential is not saved"
+        ) from error
+    metadata = {"format": FORMAT, "header": header_json, "sha256": hashlib.sha256(header_json.encode()).hexdigest()}
+    start = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
+    start += b" " * (-len(start) % _LENGTH_BYTES)  # the weights start aligned
+    return len(start).to_bytes(_LENGTH_BYTES, "little") + start + weights
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise PotentialFileError(f"'{path}' exists already; choose another name, or replace it with overwrite=True")
+
+
+def _open(path: Path) -> BinaryIO:
+    if not path.exists():
+        raise PotentialFileError(f"there is no file '{path}'; 'ase-segnn info' lists the shipped potentials")
+    if not path.is_file():
+        raise PotentialFileError(f"'{path}' is no file; a potential is one '{SUFFIX}' file")
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise PotentialFileError(f"cannot read the potential file '{path}': {error.strerror or error}") from error
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str, Any], int]:
+    """Return the checked header, the table of the weights as it stands, and the number of bytes after them."""
+    n_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(_LENGTH_BYTES)
+    n_header = int.from_bytes(start, "little")
+    if n_bytes <= _LENGTH_BYTES:
+        raise _corrupted(path, f"it has {n_bytes} bytes only")
+    if start.startswith(b"PK\x03\x04"):
+        raise PotentialFileError(
+            f"'{path}' is a zip archive, such as a PyTorch checkpoint, and no potential file; "
+            f"a potential is one '{SUFFIX}' file, 'ase-segnn train' writes it beside its checkpoints"
+        )
+    first = file.read(1)
+    file.seek(_LENGTH_BYTES)
+    if first != b"{" or n_header > _LONGEST_HEADER:
+        raise PotentialFileError(
+            f"'{path}' is no safetensors file, or its first bytes are damaged; "
+            f"a potential is one '{SUFFIX}' file written by ase-segnn"
+        )
+    if n_header > n_bytes - _LENGTH_BYTES:
+        raise _corrupted(path, f"its header should have {n_header} bytes, {n_bytes - _LENGTH_BYTES} are left")
+    table = _parse_json(file.read(n_header), path)
+    metadata = table.pop("__metadata__", None)
+    found = metadata.get("format") if isinstance(metadata, dict) else None
+    if found != FORMAT:
+        raise PotentialFileError(
+            f"'{path}' is a safetensors file of another program: its metadata has format {found!r}, a potential of "
+            f"ase-segnn has {FORMAT!r}; 'ase-segnn info' lists the shipped potentials"
+        )
+    header_json = metadata.get("header")
+    if not isinstance(header_json, str):
+        raise _corrupted(path, "its metadata has no header")
+    header = _parse_json(header_json.encode(errors="replace"), path)
+    version = header.get("format_version")
+    if type(version) is not int or version < 1:
+        raise _corrupted(path, f"its format version is {version!r}")
+    if version > FORMAT_VERSION:
+        raise PotentialFileError(
+            f"'{path}' was written by a newer ase-segnn (format {version}, this one reads up to {FORMAT_VERSION}); "
+            "upgrade with pip install -U ase-segnn"
+        )
+    if hashlib.sha256(header_json.encode(errors="replace")).hexdigest() != metadata.get("sha256"):
+        raise _corrupted(path, "the checksum of its header is wrong")
+    try:
+        checked = PotentialHeader.model_validate(header)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PotentialFileError(
+            f"the header of '{path}' does not describe a potential of format {version}: {problems}; "
+            "it was not written by ase-segnn"
+        ) from error
+    if checked.units != UNITS:
+        raise PotentialFileError(f"'{path}' has units {checked.units}, ase-segnn reads and writes {UNITS}")
+    return checked, table, n_bytes - _LENGTH_BYTES - n_header
+
+
+def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also stands for bytes that are not UTF-8
+        raise _corrupted(path, "its header is no JSON") from error
+    if not isinstance(parsed, dict):
+        raise _corrupted(path, "its header is no JSON object")
+    return parsed
+
+
+def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_bytes: int, path: Path) -> None:
+    """Compare the table of the weights with the potential that the config describes, built without memory."""
+    try:
+        with torch.device("meta"):
+            expected = Potential(header.config).state_dict()
+    except Exception as error:  # whatever a config that was not made here may break
+        raise PotentialFileError(f"the config in '{path}' does not build a potential: {error}") from error
+    missing, unexpected = sorted(expected.keys() - table.keys()), sorted(table.keys() - expected.keys())
+    if missing or unexpected:
+        raise PotentialFileError(
+            f"the weights in '{path}' do not fit its config: missing {_few(missing)}, unexpected {_few(unexpected)}; "
+            "it was not written by this version of ase-segnn, or it is damaged: copy or download it again"
+        )
+    itemsize = _DTYPES[header.dtype].itemsize
+    end = 0
+    for name, entry in sorted(table.items(), key=lambda item: _offsets(*item, path)):
+        shape = list(expected[name].shape)
+        if entry.get("dtype") != _STORED_DTYPES[header.dtype] or entry.get("shape") != shape:
+            raise PotentialFileError(
+                f"the weights '{name}' in '{path}' are {entry.get('dtype')} {entry.get('shape')}, its config needs "
+                f"{_STORED_DTYPES[header.dtype]} {shape}; the file is damaged: copy or download it again"
+            )
+        start, end = end, end + math.prod(shape) * itemsize
+        if _offsets(name, entry, path) != (start, end):
+            raise _corrupted(path, f"the bytes of the weights '{name}' are not where they should be")
+    if end != n_weights_bytes:
+        raise _corrupted(path, f"its weights should have {end} bytes, {n_weights_bytes} are left")
+
+
+def _offsets(name: str, entry: Any, path: Path) -> tuple[int, int]:
+    match entry:
+        case {"data_offsets": [int(start), int(stop)]}:
+            return start, stop
+    raise _corrupted(path, f"it does not say where the weights '{name}' are")
+
+
+def _corrupted(path: Path, what: str) -> PotentialFileError:
+    return PotentialFileError(f"the potential file '{path}' is truncated or damaged: {what}; copy or download it again")
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3]) or "none"
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,79 @@
+"""The model card: what a potential is, where it comes from, how good it is and what it is not good for."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+from ase_segnn.training.recipe import Recipe
+
+from ase_segnn.model.potential import Potential
+from ase_segnn.potential_file import Provenance
+
+
+def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Provenance, *, minutes: float) -> None:
+    """Write the card as Markdown; everything that was measured or counted is filled in, the rest comes from the recipe.
+
+    Parameters
+    ----------
+    path : of the card, replaced if it exists
+    recipe, potential, provenance : of the finished run
+    minutes : duration of the last session of the run
+    """
+    card, data, config = recipe.card, recipe.data, potential.config
+    n_weights = sum(parameter.numel() for parameter in potential.parameters())
+    facts = {
+        "Elements": ", ".join(config.elements),
+        "Cutoff": f"{potential.cutoff:g} Å",
+        "Network": f"SEGNN, {config.network.n_layers} layers, {config.network.irreps_hidden}, attributes up to "
+        f"l = {config.network.l_max_attributes}, {n_weights:,} weights",
+        "Level of theory": card.level_of_theory or "not stated",
+        "Data": f"{card.data_source or 'not stated'} (license: {card.data_license or 'not stated'})",
+        "License of the weights": card.license,
+        "Trained on": f"`{data.train}`, less {data.validation} frames drawn from it for validation",
+    }
+    run = {
+        "Command": f"`ase-segnn train {recipe.name}.yaml`",
+        "Seed": provenance.seed,
+        "Commit": provenance.commit or "unknown",
+        "Finished": provenance.created,
+        "Duration": f"{minutes:.0f} minutes on {platform.machine()}",
+        "Versions": ", ".join(f"{name} {number}" for name, number in provenance.versions.items()),
+    }
+    reference = {f"E0({symbol})": f"{energy:.6f} eV" for symbol, energy in config.reference_energies.items()}
+    checksums = {f"`{name}`": f"SHA-256 `{checksum}`" for name, checksum in provenance.data.items()}
+    sections = [
+        f"# {recipe.name}\n\n{card.description}".rstrip(),
+        _bullets(facts),
+        "## Errors\n\n" + _error_table(provenance.errors, recipe),
+        "## Known limits\n\n" + "\n".join(f"- {limit}" for limit in card.limits or ["not stated"]),
+        "## Training run\n\n" + _bullets(run),
+        "## Reference energies\n\n" + _bullets(reference),
+        "## Data files\n\n" + _bullets(checksums),
+    ]
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _bullets(items: dict[str, object]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in items.items())
+
+
+def _error_table(errors: dict[str, dict[str, float]], recipe: Recipe) -> str:
+    """Root mean square errors of this potential, followed by published ones of other methods."""
+    rows = ["| data | method | energy RMSE, meV | forces RMSE, meV/Å |", "|---|---|---|---|"]
+    for data, measures in errors.items():
+        own = [f"{measures['energy_RMSE_meV']:.2f}", f"{measures['forces_RMSE_meV_per_A']:.2f}"]
+        rows.append(_row(data, f"**{recipe.name}**", *own))
+        for method, values in recipe.card.published.get(data, {}).items():
+            energy, _, forces = values.partition("/")
+            rows.append(_row(data, f"{method}, published", energy.strip(), forces.strip()))
+    return "\n".join(rows)
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(_text(cells))} |"
+
+
+def _text(cells: Iterable[object]) -> list[str]:
+    return [str(cell) for cell in cells]

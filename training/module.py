@@ -1,0 +1,106 @@
+"""The potential as Lightning trains it: step, schedule and validation errors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from ase_segnn.training.data import LabeledGraph
+from ase_segnn.training.recipe import Recipe
+from ase_segnn.training.step import CompiledStep, Loss
+from torch import Tensor
+
+from ase_segnn.model.potential import Potential
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingModule(pl.LightningModule):
+    """Optimizes a potential by the recipe; logs `validation_energy_RMSE_meV` and `validation_forces_RMSE_meV_per_A`."""
+
+    def __init__(self, potential: Potential, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.automatic_optimization = False
+        self.loss = Loss(potential, recipe.optimization.energy_weight, recipe.optimization.forces_weight)
+        self._squared_errors = torch.zeros(4, dtype=torch.float64)  # energies: sum, count; forces: sum, count
+        self._compiled_step: CompiledStep | None = None
+
+    @property
+    def potential(self) -> Potential:
+        """The potential in training."""
+        return self.loss.potential
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; the learning rate rises linearly, then falls to zero along a cosine."""
+        settings = self.recipe.optimization
+        total, warmup = int(self.trainer.estimated_stepping_batches), settings.warmup_steps
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / (warmup + 1))
+            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+        optimizer = torch.optim.AdamW(
+            self.potential.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+
+    def training_step(self, batch: LabeledGraph, batch_idx: int) -> None:
+        """One step of the optimizer."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        assert not isinstance(optimizer, list) and isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        optimizer.zero_grad()
+        loss = self._set_gradients(batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss.item()} in step {self.global_step}; lower 'learning_rate' or look for frames "
+                "with wrong labels"
+            )
+        torch.nn.utils.clip_grad_norm_(self.potential.parameters(), self.recipe.optimization.gradient_clip)
+        optimizer.step()
+        schedule.step()
+        self.log("loss", loss.float(), prog_bar=True, batch_size=1)
+
+    def _set_gradients(self, batch: LabeledGraph) -> Tensor:
+        if self.recipe.compile:
+            if self._compiled_step is None:
+                self._compiled_step = CompiledStep(self.loss)
+            return self._compiled_step(batch)
+        loss: Tensor = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        return loss.detach()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the validation before."""
+        self._squared_errors = torch.zeros(4, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: LabeledGraph, batch_idx: int) -> None:
+        """Add up squared errors."""
+        prediction = self.potential.predict(batch.graph)
+        assert prediction.forces is not None
+        energy, forces = prediction.energy - batch.energy, prediction.forces - batch.forces
+        self._squared_errors = self._squared_errors + torch.stack(
+            [
+                energy.square().sum(),
+                energy.new_tensor(energy.numel()),
+                forces.square().sum(),
+                energy.new_tensor(forces.numel()),
+            ]
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the errors of the averaged weights."""
+        energy, n_energy, forces, n_forces = self._squared_errors.tolist()
+        errors = {
+            "validation_energy_RMSE_meV": 1e3 * math.sqrt(energy / n_energy),
+            "validation_forces_RMSE_meV_per_A": 1e3 * math.sqrt(forces / n_forces),
+        }
+        logger.info("epoch %d: validation RMSE %.2f meV, %.2f meV/Å", self.current_epoch + 1, *errors.values())
+        self.log_dict({name: torch.tensor(value) for name, value in errors.items()}, prog_bar=True)
+
+    def transfer_batch_to_device(self, batch: LabeledGraph, device: torch.device, dataloader_idx: int) -> LabeledGraph:
+        """Move a batch, float64 as it is."""
+        return batch.to(device)

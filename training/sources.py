@@ -1,0 +1,88 @@
+"""Where the data of recipes come from: a folder, the shared data beside the project, or the public source."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import pooch
+
+logger = logging.getLogger(__name__)
+
+_BOTNET = "https://raw.githubusercontent.com/davkovacs/BOTNet-datasets/29e6d467317e4b5967b7ea5cbee54de953fa0d45"
+
+# Files by the names recipes use: public address and SHA-256.
+PUBLIC_FILES = {
+    "acac/isolated_atoms.xyz": (
+        f"{_BOTNET}/dataset_acac/isolated_atoms.xyz",
+        "b74f321b453374621b447d65c60979f70df1b7182c8ee0215388b2c574f33823",
+    ),
+    "acac/test_MD_300K.xyz": (
+        f"{_BOTNET}/dataset_acac/test_MD_300K.xyz",
+        "2291f3186a3cc6a5e05e92952c84a9237ca53f862d78fd3316a769360719ec43",
+    ),
+    "acac/test_MD_600K.xyz": (
+        f"{_BOTNET}/dataset_acac/test_MD_600K.xyz",
+        "d5a5bba154ec43f915eb7529f86ec3af60e6f911743859daba030181a0378ff7",
+    ),
+    "acac/train_300K.xyz": (
+        f"{_BOTNET}/dataset_acac/train_300K.xyz",
+        "8f5706d6902360555a5be59395612d2afc3489a75688388a58e7275fdad68af3",
+    ),
+}
+
+
+def locate(name: str, folder: Path | None = None) -> Path:
+    """Find a data file by name.
+
+    Looks in `folder`, or without one in the working directory; then in ``../shared/data`` beside the project; then
+    downloads it, if it is one of `PUBLIC_FILES`, to the user's cache.
+
+    Parameters
+    ----------
+    name : path relative to any of these places, or absolute
+    folder : the first place to look
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is in none of these places and cannot be downloaded.
+    ValueError
+        If a file found under the name of a public one has other contents.
+    """
+    places = [folder or Path(), Path(__file__).parents[1].parent / "shared" / "data"]
+    for place in places:
+        path = place / name
+        if path.is_file():
+            _check(name, path)
+            return path
+    looked = ", ".join(f"'{place}'" for place in places)
+    if name not in PUBLIC_FILES:
+        raise FileNotFoundError(f"no data file '{name}' in {looked}; give its folder as 'folder' in the recipe's data")
+    address, checksum = PUBLIC_FILES[name]
+    try:
+        cached = pooch.retrieve(
+            address, known_hash=f"sha256:{checksum}", fname=name.replace("/", "-"), path=pooch.os_cache("ase-segnn")
+        )
+    except Exception as error:  # pooch passes on whatever the connection raises
+        raise FileNotFoundError(
+            f"no data file '{name}' in {looked}, and it could not be downloaded from {address}: {error}"
+        ) from error
+    return Path(cached)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _check(name: str, path: Path) -> None:
+    if name in PUBLIC_FILES and sha256(path) != PUBLIC_FILES[name][1]:
+        raise ValueError(
+            f"'{path}' is not the public file '{name}': its SHA-256 differs; remove it, or give yours another name"
+        )
