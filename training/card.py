@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
-
-from ase_segnn.training.recipe import Recipe
 
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import Provenance
+
+from .recipe import Recipe
 
 
 def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Provenance, *, minutes: float) -> None:
@@ -55,7 +55,7 @@ def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Pro
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
-def _bullets(items: dict[str, object]) -> str:
+def _bullets(items: Mapping[str, object]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in items.items())
 
 
@@ -71,9 +71,5 @@ def _error_table(errors: dict[str, dict[str, float]], recipe: Recipe) -> str:
     return "\n".join(rows)
 
 
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(_text(cells))} |"
-
-
-def _text(cells: Iterable[object]) -> list[str]:
-    return [str(cell) for cell in cells]
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -8,12 +8,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from ase_segnn.training.data import LabeledGraph
-from ase_segnn.training.recipe import Recipe
-from ase_segnn.training.step import CompiledStep, Loss
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from ase_segnn.model.potential import Potential
+
+from .data import LabeledGraph
+from .recipe import Recipe
+from .step import CompiledStep, Loss
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +34,19 @@ class TrainingModule(pl.LightningModule):
     @property
     def potential(self) -> Potential:
         """The potential in training."""
-        return self.loss.potential
+        potential = self.loss.potential
+        assert isinstance(potential, Potential)
+        return potential
 
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate rises linearly, then falls to zero along a cosine."""
         settings = self.recipe.optimization
-        total, warmup = int(self.trainer.estimated_stepping_batches), settings.warmup_steps
+        total: float = self.trainer.estimated_stepping_batches
+        warmup: int = settings.warmup_steps
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / (warmup + 1))
-            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+            return 0.5 * rise * (1 + math.cos(math.pi * min(1.0, step / total)))
 
         optimizer = torch.optim.AdamW(
             self.potential.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -51,7 +56,8 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: LabeledGraph, batch_idx: int) -> None:
         """One step of the optimizer."""
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        assert not isinstance(optimizer, list) and isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
         optimizer.zero_grad()
         loss = self._set_gradients(batch)
         if not torch.isfinite(loss):
@@ -70,7 +76,7 @@ class TrainingModule(pl.LightningModule):
                 self._compiled_step = CompiledStep(self.loss)
             return self._compiled_step(batch)
         loss: Tensor = self.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without annotations
+        loss.backward()
         return loss.detach()
 
     def on_validation_epoch_start(self) -> None:

@@ -57,11 +57,11 @@ class OptimizationSection(_Section):
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 5
-    learning_rate: PositiveFloat = 4e-3
+    learning_rate: PositiveFloat = 1e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     weight_decay: NonNegativeFloat = 1e-8
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    gradient_clip: PositiveFloat = 10.0
+    gradient_clip: PositiveFloat = 1.0
     energy_weight: NonNegativeFloat = 10.0
     forces_weight: NonNegativeFloat = 1.0
 
@@ -130,7 +130,8 @@ def load_recipe(path: str | Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe '{path}' is not YAML: {error}") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"recipe '{path}' must be a YAML mapping with the keys {', '.join(Recipe.model_fields)}")
+        known = ", ".join(Recipe.model_fields)
+        raise ValueError(f"recipe '{path}' must be a YAML mapping with the keys {known}")  # noqa: TRY004  # of a file
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

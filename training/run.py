@@ -6,7 +6,8 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,8 +18,15 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from ase import Atoms
-from ase_segnn.training.card import write_card
-from ase_segnn.training.data import (
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from ase_segnn.model.config import PotentialConfig
+from ase_segnn.model.potential import Potential
+from ase_segnn.potential_file import Provenance, save_potential
+
+from .card import write_card
+from .data import (
     LabeledGraph,
     elements_of,
     isolated_atom_energies,
@@ -28,15 +36,9 @@ from ase_segnn.training.data import (
     training_loader,
     validation_loader,
 )
-from ase_segnn.training.module import TrainingModule
-from ase_segnn.training.recipe import Recipe
-from ase_segnn.training.sources import locate, sha256
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
-
-from ase_segnn.model.config import PotentialConfig
-from ase_segnn.model.potential import Potential
-from ase_segnn.potential_file import Provenance, save_potential
+from .module import TrainingModule
+from .recipe import Recipe
+from .sources import locate, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +57,8 @@ def train(
 ) -> TrainingResult:
     """Train a potential.
 
-    The folder `output` receives ``<name>.safetensors``, the model card ``<name>.md``, ``metrics.csv`` with the errors
-    on validation frames, and ``last.ckpt``, from which an interrupted run resumes.
+    The folder `output` receives ``<name>.safetensors``, the model card ``<name>.md``, ``metrics/`` with losses and
+    the errors on validation frames as CSV, and ``last.ckpt``, from which an interrupted run resumes.
 
     Parameters
     ----------
@@ -86,9 +88,11 @@ def train(
 
     commit = _commit()
     data = _Data.read(recipe)
-    potential = _new_potential(recipe, data)
     started = datetime.now(timezone.utc)
-    _fit(recipe, potential, data, output, checkpoint if resume else None)
+    with torch.random.fork_rng():  # the caller's random numbers stay as they are
+        torch.manual_seed(recipe.seed)
+        potential = _new_potential(recipe, data)
+        _fit(recipe, potential, data, output, checkpoint if resume else None)
     minutes = (datetime.now(timezone.utc) - started).total_seconds() / 60
 
     errors = {name: _errors(potential, frames) for name, frames in data.evaluated.items()}
@@ -148,7 +152,7 @@ class _Data:
 
 
 def _new_potential(recipe: Recipe, data: _Data) -> Potential:
-    """Build the potential with statistics of the training frames and seeded weights."""
+    """Build the potential with statistics of the training frames and random weights."""
     elements = elements_of(data.training)
     composition = np.array([sum(data.reference_energies[s] for s in atoms.symbols) for atoms in data.training])
     graphs = [LabeledGraph.from_atoms(atoms, recipe.network.cutoff).graph for atoms in data.training]
@@ -162,9 +166,7 @@ def _new_potential(recipe: Recipe, data: _Data) -> Potential:
         zbl=recipe.zbl,
         network=recipe.network,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        return Potential(config)
+    return Potential(config)
 
 
 def _fit(recipe: Recipe, potential: Potential, data: _Data, output: Path, checkpoint: Path | None) -> None:
@@ -187,21 +189,20 @@ def _fit(recipe: Recipe, potential: Potential, data: _Data, output: Path, checkp
     interactive = sys.stderr.isatty()
     if interactive:
         callbacks.append(RichProgressBar())
-    trainer = pl.Trainer(
-        accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[recipe.device],
-        devices=1,
-        max_epochs=settings.epochs,
-        check_val_every_n_epoch=min(recipe.validate_every, settings.epochs),
-        callbacks=callbacks,
-        logger=CSVLogger(output, name=None, version=""),
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=interactive,
-        inference_mode=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # graphs are in memory already
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[recipe.device],
+            devices=1,
+            max_epochs=settings.epochs,
+            check_val_every_n_epoch=min(recipe.validate_every, settings.epochs),
+            callbacks=callbacks,
+            logger=CSVLogger(output, name="metrics"),  # a new version_<n> each time the run is resumed
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=interactive,
+            inference_mode=False,
+        )
         trainer.fit(
             TrainingModule(potential, recipe),
             training_loader(
@@ -213,6 +214,22 @@ def _fit(recipe: Recipe, potential: Potential, data: _Data, output: Path, checkp
         )
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints and its use of deprecated parts of torch out of the log of the run."""
+    lightning_logger = logging.getLogger("lightning.pytorch")
+    level = lightning_logger.level
+    lightning_logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # graphs are in memory already
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*", category=FutureWarning)
+            yield
+    finally:
+        lightning_logger.setLevel(level)
 
 
 def _energies(frames: Sequence[Atoms]) -> Any:

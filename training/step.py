@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import fields
 
 import torch
-from ase_segnn.training.data import LabeledGraph
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.potential import Potential
+
+from .data import LabeledGraph
 
 
 class Loss(nn.Module):
