@@ -49,7 +49,8 @@ def wigner_3j(l1: int, l2: int, l3: int) -> Tensor:
     -------
     (2 l1 + 1, 2 l2 + 1, 2 l3 + 1) float64 on the CPU, the squares sum to 1
     """
-    symbols: Tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64, device="cpu")
+    with torch.device("cpu"):  # e3nn keeps what it computes, also inside `torch.device("meta")`
+        symbols: Tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64, device="cpu")
     if (l1 + l2 + l3) % 2 == 0:
         return symbols
     # Up to l = 6 the components are either above 0.005 or zero to rounding.

@@ -300,7 +300,7 @@ def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_byt
         )
     itemsize = _DTYPES[header.dtype].itemsize
     end = 0
-    for name, entry in sorted(table.items(), key=lambda item: _offsets(*item, path)):
+    for name, entry in sorted(table.items(), key=lambda item: _offsets(item[0], item[1], path)):
         shape = list(expected[name].shape)
         if entry.get("dtype") != _STORED_DTYPES[header.dtype] or entry.get("shape") != shape:
             raise PotentialFileError(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ase.io
 import numpy as np
 import torch
 from ase import Atoms
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.structures import read_structures
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,7 @@ def read_frames(path: Path, labels: Sequence[str] = ("energy", "forces")) -> lis
         If the file cannot be read, holds no frame, or a frame lacks a label or has values that are not finite; the
         error names file and frame.
     """
-    try:
-        frames = ase.io.read(path, ":")
-    except Exception as error:  # ASE's readers raise whatever they stumble over
-        raise ValueError(f"ASE cannot read '{path}': {error}") from error
-    if not frames:
-        raise ValueError(f"'{path}' holds no frames")
+    frames = read_structures(path)
     for index, atoms in enumerate(frames):
         results = atoms.calc.results if atoms.calc is not None else {}
         for label in labels:
@@ -108,7 +103,7 @@ def read_frames(path: Path, labels: Sequence[str] = ("energy", "forces")) -> lis
                 )
             if not np.isfinite(results[label]).all():
                 raise ValueError(f"frame {index} of '{path}' has {label} that are not finite")
-    return list(frames)
+    return frames
 
 
 def split(frames: Sequence[Atoms], n_validation: int, seed: int) -> tuple[list[Atoms], list[Atoms]]:

@@ -21,6 +21,8 @@ from ase import Atoms
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
+from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.evaluation import evaluate
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import Provenance, save_potential
@@ -95,7 +97,8 @@ def train(
         _fit(recipe, potential, data, output, checkpoint if resume else None)
     minutes = (datetime.now(timezone.utc) - started).total_seconds() / 60
 
-    errors = {name: _errors(potential, frames) for name, frames in data.evaluated.items()}
+    calculator = SEGNNCalculator(potential)
+    errors = {name: evaluate(calculator, frames).errors() for name, frames in data.evaluated.items()}
     provenance = Provenance(
         recipe=recipe.model_dump(mode="json"),
         data=data.checksums,
@@ -234,20 +237,6 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _energies(frames: Sequence[Atoms]) -> Any:
     return np.array([atoms.get_potential_energy() for atoms in frames])
-
-
-def _errors(potential: Potential, frames: list[Atoms]) -> dict[str, float]:
-    energy, forces = [], []
-    for atoms in frames:
-        labeled = LabeledGraph.from_atoms(atoms, potential.cutoff)
-        prediction = potential.predict(labeled.graph)
-        assert prediction.forces is not None
-        energy.append((prediction.energy - labeled.energy).flatten())
-        forces.append((prediction.forces - labeled.forces).flatten())
-    return {
-        "energy_RMSE_meV": 1e3 * float(torch.cat(energy).square().mean().sqrt()),
-        "forces_RMSE_meV_per_A": 1e3 * float(torch.cat(forces).square().mean().sqrt()),
-    }
 
 
 def _commit() -> str | None:

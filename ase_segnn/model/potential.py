@@ -186,6 +186,7 @@ class Potential(ModuleWithConstants):
                 stresses = _stress(graph, edge_vectors, gradient)
         if not create_graph:
             atom_energies, energy = atom_energies.detach(), energy.detach()
+            stresses = None if stresses is None else stresses.detach()
         return Prediction(energy, atom_energies, atom_forces, stresses)
 
 

@@ -1,0 +1,284 @@
+"""The ASE calculator: convert the atoms, evaluate the potential, fill in the results."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import NDArray
+
+from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.potential import Potential, Prediction
+from ase_segnn.neighbors import BACKENDS, VerletList
+from ase_segnn.potential_file import load_potential
+from ase_segnn.potentials import path_of
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_VOIGT = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # rows and columns of xx yy zz yz xz xy
+
+
+class SEGNNCalculator(Calculator):
+    """Energy, forces and stress of a SEGNN potential for any ASE workflow.
+
+    ======================  ========  ==================================================
+    property                shape     unit and meaning
+    ======================  ========  ==================================================
+    energy, free_energy     scalar    eV, the same number
+    energies                (N,)      eV, per atom; they sum to the energy
+    forces                  (N, 3)    eV/Å
+    stress                  (6,)      eV/Å³, xx yy zz yz xz xy, positive in tension;
+                                      for structures periodic along all three vectors
+    ======================  ========  ==================================================
+
+    Only what is asked for is computed: the energy alone needs no derivative, and the stress is left out unless
+    wanted. Atoms are never changed. A calculator can be copied, pickled and moved between structures of any number of
+    atoms, cell and periodicity.
+
+    Parameters
+    ----------
+    potential : name of a shipped potential, path of a potential file, or a `Potential`, which is copied
+    device : "cpu", "cuda", "cuda:1" and so on, or "auto" for a GPU where there is one
+    dtype : "float32" or "float64", of the network; positions and the sum of the energy are float64 in both. Tight
+        relaxations and finite differences want "float64"
+    skin : Å, the neighbor list reaches this far beyond the cutoff, and is reused until atoms or cell have moved so much
+        that it could miss a pair; 0 builds it at every step. Results do not depend on it
+    backend : of the neighbor list, see `ase_segnn.neighbors`
+
+    Raises
+    ------
+    ValueError
+        If an argument has a value that is not allowed, the potential is not found, or its file is damaged; later, when
+        atoms are attached or evaluated, if they have elements that the potential does not know, no atoms, or a
+        position or cell that is not finite.
+    RuntimeError
+        At evaluation, if the energy or a force is not finite.
+    MemoryError
+        At evaluation, if the memory of the device does not suffice.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        potential: str | Path | Potential,
+        device: str | torch.device = "auto",
+        dtype: str = "float32",
+        skin: float = 1.0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # ASE's
+        self._device = _checked_device(device)
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is 'float32' or 'float64', got {dtype!r}")
+        if not (math.isfinite(skin) and skin >= 0):
+            raise ValueError(f"skin is a length in Å, zero or more, got {skin!r}; the default is 1.0")
+        if backend != "auto" and backend not in BACKENDS:
+            raise ValueError(f"backend is 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        if isinstance(potential, Potential):
+            source, self._potential_name = "Potential", "this potential"
+            potential = copy.deepcopy(potential)
+        else:
+            source = str(potential)
+            self._potential_name = f"potential '{source}'"
+            potential = load_potential(path_of(potential))
+        self._potential = potential.to(device=self._device, dtype=_DTYPES[dtype]).requires_grad_(False).eval()
+        self._known = frozenset(atomic_numbers[symbol] for symbol in potential.elements)
+        self._skin, self._backend = float(skin), backend
+        self._verlet_list = self._new_verlet_list()
+        self.parameters.update(
+            potential=source, device=str(self._device), dtype=dtype, skin=self._skin, backend=backend
+        )
+
+    @property
+    def potential(self) -> Potential:
+        """The potential that is evaluated, on the calculator's device and in its dtype; not to be changed."""
+        return self._potential
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Refuse changes: ASE's base class would take note of them and go on with the old values."""
+        if kwargs:
+            raise ValueError(
+                f"a SEGNNCalculator cannot be changed, got {', '.join(kwargs)}; make a new one with these arguments"
+            )
+        return {}
+
+    def set_atoms(self, atoms: Atoms) -> None:
+        """Check the elements; ASE calls this when the calculator is attached to atoms."""
+        self._check_elements(atoms)
+
+    def get_spin_polarized(self) -> bool:
+        """Return False: these potentials know no spin."""
+        return False
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Fill ``self.results`` with `properties` and what comes with them at no cost.
+
+        Raises
+        ------
+        ValueError, RuntimeError, MemoryError
+            As listed for the class; no results are left behind then.
+        PropertyNotImplementedError
+            If the stress is asked for and the structure is not periodic along all three vectors.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise ValueError("there are no atoms to calculate; attach the calculator first: atoms.calc = calculator")
+        kept = {} if system_changes else self.results
+        self.atoms, self.results = None, {}
+        self._check_elements(atoms)
+        _check_numbers(atoms)
+        if "stress" in properties:
+            _check_stress_exists(atoms)
+        results = self._evaluate(atoms, stress="stress" in properties, forces="forces" in properties)
+        self._check_results(atoms, results)
+        self.results = kept | results
+        self.atoms = atoms.copy()
+
+    def _evaluate(self, atoms: Atoms, *, forces: bool, stress: bool) -> dict[str, Any]:
+        n_edges = "its"
+        try:
+            graph = self._graph(atoms)
+            n_edges = str(graph.n_edges)
+            # with the stress the forces come for free, and whoever relaxes a cell asks for both
+            prediction = self._potential.predict(graph, forces=forces or stress, stress=stress)
+            return _results(prediction)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise MemoryError(
+                f"out of memory on {self._device} for {len(atoms)} atoms and {n_edges} edges; use a smaller structure, "
+                "dtype='float32', or another device"
+            ) from error
+
+    def _graph(self, atoms: Atoms) -> AtomicGraph:
+        pairs = self._verlet_list.update(atoms.positions, atoms.cell.array, atoms.pbc)
+        device = self._device
+        return AtomicGraph(
+            positions=torch.tensor(atoms.positions, dtype=torch.float64, device=device),
+            atomic_numbers=torch.tensor(atoms.numbers, dtype=torch.int64, device=device),
+            cell=torch.tensor(atoms.cell.array[None], dtype=torch.float64, device=device),
+            pbc=torch.tensor(atoms.pbc[None], device=device),
+            centers=pairs.centers,
+            neighbors=pairs.neighbors,
+            cell_shifts=pairs.cell_shifts.to(torch.float64),
+            structure=torch.zeros(len(atoms), dtype=torch.int64, device=device),
+        )
+
+    def _new_verlet_list(self) -> VerletList:
+        return VerletList(self._potential.cutoff, self._skin, self._backend, self._device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the neighbor list: every copy keeps its own."""
+        state = self.__dict__.copy()
+        del state["_verlet_list"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.results = dict(self.results)
+        self._verlet_list = self._new_verlet_list()
+
+    def _get_name(self) -> str:
+        return "segnn"  # ASE writes it into trajectories and databases
+
+    def _check_elements(self, atoms: Atoms) -> None:
+        unknown = sorted(set(atoms.numbers.tolist()) - self._known)
+        if unknown:
+            symbols = [chemical_symbols[z] if 0 <= z < len(chemical_symbols) else f"Z={z}" for z in unknown]
+            raise ValueError(
+                f"{self._potential_name} knows {', '.join(self._potential.elements)} only, this structure also has "
+                f"{', '.join(symbols)}; 'ase-segnn info' lists the shipped potentials"
+            )
+
+    def _check_results(self, atoms: Atoms, results: dict[str, Any]) -> None:
+        per_atom = np.isfinite(results["energies"])
+        if "forces" in results:
+            per_atom &= np.isfinite(results["forces"]).all(axis=1)
+        if not per_atom.all():
+            raise RuntimeError(
+                f"{self._potential_name} gives no finite energy or force for {_named(atoms, ~per_atom)}; are atoms too "
+                "close to each other, or was the time step too long?"
+            )
+        if not np.isfinite(results["energy"]) or not np.isfinite(results.get("stress", 0.0)).all():
+            raise RuntimeError(f"{self._potential_name} gives no finite energy or stress for this structure")
+
+
+def _results(prediction: Prediction) -> dict[str, Any]:
+    energy = prediction.energy.item()
+    results: dict[str, Any] = {
+        "energy": energy,
+        "free_energy": energy,
+        "energies": prediction.atom_energies.detach().cpu().numpy(),
+    }
+    if prediction.forces is not None:
+        results["forces"] = prediction.forces.detach().cpu().numpy()
+    if prediction.stress is not None:
+        results["stress"] = prediction.stress[0].detach().cpu().numpy()[_VOIGT]
+    return results
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        checked = torch.device(device)
+    except (RuntimeError, TypeError):
+        checked = None
+    if checked is None or checked.type not in {"cpu", "cuda"}:
+        raise ValueError(f"device is 'auto', 'cpu', 'cuda' or 'cuda:<number>', got {str(device)!r}")
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if checked.type == "cuda" and (checked.index or 0) >= n_gpus:
+        raise ValueError(
+            f"device '{device}' is not available: torch {torch.__version__} finds {n_gpus} GPUs here; "
+            "use device='cpu', or install torch for your GPU"
+        )
+    return checked
+
+
+def _check_numbers(atoms: Atoms) -> None:
+    if len(atoms) == 0:
+        raise ValueError("the structure has no atoms; a potential needs at least one")
+    finite = np.isfinite(atoms.positions).all(axis=1)
+    if not finite.all():
+        first = int(np.flatnonzero(~finite)[0])
+        raise ValueError(
+            f"the positions of {_named(atoms, ~finite)} are not finite, the first is "
+            f"{atoms.positions[first].tolist()}; was the time step too long?"
+        )
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError(f"the cell is not finite: {atoms.cell.array.tolist()}; was the step of the cell too long?")
+
+
+def _check_stress_exists(atoms: Atoms) -> None:
+    if not atoms.pbc.all():
+        raise PropertyNotImplementedError(
+            "stress is energy per volume and needs a structure that is periodic along all three cell vectors, "
+            f"this one has pbc={atoms.pbc.tolist()}; for a slab or a wire set pbc=True and leave enough vacuum"
+        )
+
+
+def _named(atoms: Atoms, which: NDArray[np.bool_]) -> str:
+    indices = np.flatnonzero(which)
+    shown = ", ".join(f"{i} ({atoms.symbols[i]})" for i in indices[:5])
+    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    return f"atom{'s' if len(indices) > 1 else ''} {shown}{more}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+    )

@@ -1,0 +1,64 @@
+"""What several commands share: options, the calculator they describe, and the care taken of existing files."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ase_segnn.calculator import SEGNNCalculator
+
+
+class DType(str, Enum):
+    """Precision of the network."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+PotentialArgument = Annotated[str, typer.Argument(help="Name of a shipped potential, or a potential file.")]
+StructureArgument = Annotated[str, typer.Argument(help="Any file ASE reads; 'file@index' selects, default the last.")]
+DeviceOption = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:1', or 'auto' for a GPU where there is one.")]
+DTypeOption = Annotated[DType, typer.Option(help="Precision of the network.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing output files.")]
+
+
+def make_calculator(potential: str, device: str, dtype: DType) -> SEGNNCalculator:
+    """Return the calculator that the options describe."""
+    from ase_segnn.calculator import SEGNNCalculator
+
+    return SEGNNCalculator(potential, device=device, dtype=dtype.value)
+
+
+def check_outputs(paths: Iterable[Path], *, force: bool) -> None:
+    """Refuse, before any work, to write where files exist already or a folder is missing.
+
+    Raises
+    ------
+    FileExistsError, FileNotFoundError
+    """
+    for path in paths:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder '{path.parent}' for '{path.name}'; create it first")
+        if path.exists() and not force:
+            raise FileExistsError(f"'{path}' exists already; choose another output, or replace it with --force")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file beside `path` and move it there once it is complete."""
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def name_of(source: str) -> str:
+    """Return the name of a structure for its outputs: the file's, without folder, suffix and selection."""
+    return Path(source.partition("@")[0]).stem

@@ -1,0 +1,38 @@
+"""Potentials with random weights, for tests of everything that does not depend on training."""
+
+from __future__ import annotations
+
+import torch
+from systems import CUTOFF, ELEMENTS
+
+from ase_segnn.model.config import NetworkConfig, PotentialConfig
+from ase_segnn.model.potential import Potential
+
+# "mixed parity" has features of every parity; "with ZBL" has the natural ones only, as potentials usually do.
+CONFIGS = {
+    name: PotentialConfig(
+        elements=ELEMENTS,
+        reference_energies=dict(zip(ELEMENTS, (-1.1, -3.3, -2.2, -4.7, -0.4), strict=True)),
+        energy_shifts={"H": -0.3, "C": 0.7},
+        energy_scale=2.0,
+        average_neighbors=12.0,
+        zbl=zbl,
+        network=NetworkConfig(cutoff=CUTOFF, irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2, n_radial=6),
+    )
+    for name, irreps, l_max, zbl in [
+        ("mixed parity", "8x0e+2x0o+4x1o+2x1e+2x2e+2x2o", 2, False),
+        ("with ZBL", "8x0e+4x1o", 1, True),
+    ]
+}
+
+
+def random_potential(config: PotentialConfig, *, seed: int = 5) -> Potential:
+    """Build a potential whose biases, which start at zero, are random as well."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        potential = Potential(config)
+        with torch.no_grad():
+            for name, parameter in potential.named_parameters():
+                if "bias" in name:
+                    parameter.normal_(std=0.3)
+    return potential
