@@ -177,7 +177,7 @@ def test_files_are_looked_for_in_the_folder_first(tmp_path: Path, monkeypatch: p
     with pytest.raises(FileNotFoundError, match=r"no data file 'other.xyz'.*'folder'"):
         sources.locate("other.xyz", tmp_path)
     monkeypatch.setattr(sources, "__file__", str(tmp_path / "project" / "training" / "sources.py"))
-    with pytest.raises(FileNotFoundError, match="could not be downloaded from https://.*no network"):
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded from https://.*no network"):
         sources.locate(name, tmp_path)
     assert asked == [sources.PUBLIC_FILES[name][0]]
     beside = tmp_path / "shared" / "data" / name

@@ -85,9 +85,11 @@ def md(
 
 def _draw_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
     """Draw momenta from the Maxwell-Boltzmann distribution, at rest as a whole; molecules do not rotate either."""
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+    from ase import units
+    from ase.md.velocitydistribution import Stationary, ZeroRotation
 
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    spread = np.sqrt(atoms.get_masses() * units.kB * temperature)  # of each component of the momentum
+    atoms.set_momenta(spread[:, None] * rng.standard_normal((len(atoms), 3)))
     Stationary(atoms, preserve_temperature=False)
     if not atoms.pbc.any() and len(atoms) > 2:
         ZeroRotation(atoms, preserve_temperature=False)

@@ -1,0 +1,288 @@
+"""The command line, on a small random potential."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from random_potentials import CONFIGS, random_potential
+from typer.testing import CliRunner
+
+from ase_segnn import SEGNNCalculator, __version__, save_potential
+from ase_segnn.cli import app
+from ase_segnn.potential_file import Provenance
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder with a potential, a molecule, and a crystal."""
+    monkeypatch.chdir(tmp_path)
+    config = CONFIGS["with ZBL"].model_copy(update={"energy_scale": 0.01, "energy_shifts": {}})
+    provenance = Provenance(seed=3, errors={"some test": {"energy_RMSE_meV": 1.25, "forces_RMSE_meV_per_A": 7.5}})
+    save_potential(random_potential(config), tmp_path / "pot.safetensors", provenance=provenance)
+    ase.io.write(tmp_path / "water.xyz", molecule("H2O"))
+    crystal = bulk("Cu", cubic=True)
+    crystal.rattle(0.05, seed=0)
+    ase.io.write(tmp_path / "cu.xyz", crystal)
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """Run a command, check its exit code and return what it printed."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def log(path: str) -> dict[str, np.ndarray[Any, Any]]:
+    with Path(path).open() as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+def label(atoms: Atoms, noise: float = 0.0) -> Atoms:
+    """Attach labels: the potential's own results, with an error of `noise` in eV and eV/Å."""
+    atoms = atoms.copy()
+    atoms.calc = SEGNNCalculator("pot.safetensors")
+    labels = {"energy": atoms.get_potential_energy() + noise, "forces": atoms.get_forces() + noise}
+    if atoms.pbc.all():
+        labels["stress"] = atoms.get_stress()
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    return atoms
+
+
+# ---- the frame
+
+
+def test_the_installed_command_runs() -> None:
+    command = [sys.executable, "-c", "from ase_segnn.cli import app; app()"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
+    failed = subprocess.run([*command, "info", "nothing"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: potential 'nothing' is neither a shipped potential nor a file")
+    assert "Traceback" not in failed.stderr
+    traced = subprocess.run([*command, "--debug", "info", "nothing"], capture_output=True, text=True, check=False)
+    assert "Traceback" in traced.stderr
+
+
+def test_help_needs_neither_torch_nor_ase() -> None:
+    code = (
+        "import sys\nfrom ase_segnn.cli import app\ntry:\n    app(['md', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'torch', 'ase', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["md", "pot.safetensors", "nothing.xyz"], "there is no file 'nothing.xyz'"),
+        (["md", "pot.safetensors", "pot.safetensors"], "ASE cannot read"),
+        (["md", "pot.safetensors", "water.xyz", "--output", "no/where"], "there is no folder 'no'"),
+        (["md", "pot.safetensors", "water.xyz", "--ensemble", "npt"], "NPT needs a structure that is periodic"),
+        (["md", "pot.safetensors", "water.xyz", "--keep-velocities"], "has no momenta to keep"),
+        (["md", "water.xyz", "water.xyz"], "water.xyz"),
+        (["relax", "pot.safetensors", "water.xyz", "--cell"], "--cell needs a structure that is periodic"),
+        (["relax", "pot.safetensors", "water.xyz", "--device", "tpu"], "device is 'auto'"),
+        (["evaluate", "pot.safetensors", "water.xyz"], "'water.xyz': none of the 1 frames has an energy"),
+        (["train", "nothing.yaml"], "there is no recipe 'nothing.yaml'"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing_behind(folder: Path, arguments: list[str], message: str) -> None:
+    before = sorted(folder.iterdir())
+    assert message in run(*arguments, code=2)
+    assert sorted(folder.iterdir()) == before
+
+
+# ---- info
+
+
+def test_info_lists_and_describes() -> None:
+    assert "cutoff" in run("info")
+    text = run("info", "pot.safetensors")
+    for expected in ("H, C, O, Si, Cu", "4.5 Å", "ZBL", "seed:", "3", "some test", "1.25 meV, 7.50 meV/Å"):
+        assert expected in text
+
+
+# ---- evaluate
+
+
+def test_evaluate_prints_errors_and_draws_a_plot(folder: Path) -> None:
+    ase.io.write("exact.xyz", [label(molecule("H2O")), label(bulk("Cu", cubic=True))])
+    ase.io.write("off.xyz", [label(molecule("H2O"), noise=0.05)])
+    text = run("evaluate", "pot.safetensors", "exact.xyz", "off.xyz")
+    exact, off = text.split("off.xyz: 1 frames")
+    assert "exact.xyz: 2 frames" in exact
+    assert "stress" in exact
+    assert "stress" not in off
+    rows = {
+        line.split("│")[1].strip(): [x.strip() for x in line.split("│")[2:6]]
+        for line in off.splitlines()
+        if "│" in line
+    }
+    assert rows["energy, meV"] == ["1", "1", "50.00", "50.00"]
+    assert rows["force components, meV/Å"] == ["1", "9", "50.00", "50.00"]
+    assert (folder / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert "'parity.png' exists already" in run("evaluate", "pot.safetensors", "exact.xyz", code=2)
+    run("evaluate", "pot.safetensors", "exact.xyz", "--force")
+    run("evaluate", "pot.safetensors", "exact.xyz@0", "--plot", "other.png", "--dtype", "float64")
+    assert (folder / "other.png").exists()
+
+
+# ---- relax
+
+
+def test_relax_reaches_its_goal() -> None:
+    text = run("relax", "pot.safetensors", "cu.xyz", "--fmax", "0.001", "--steps", "200")
+    assert "\nconverged after" in text
+    relaxed = ase.io.read("cu-relaxed.xyz")
+    relaxed.calc = SEGNNCalculator("pot.safetensors", dtype="float64")
+    assert np.abs(relaxed.get_forces()).max() < 0.0011
+    before = ase.io.read("cu.xyz")
+    assert np.abs(relaxed.positions - before.positions).max() > 0.01
+    assert np.allclose(relaxed.cell, before.cell)
+    assert len(ase.io.read("cu-relaxed.traj", ":")) > 2
+    assert "exists already" in run("relax", "pot.safetensors", "cu.xyz", code=2)
+
+
+def test_relax_options() -> None:
+    text = run("relax", "pot.safetensors", "cu.xyz", "--steps", "1", "--output", "one.extxyz", code=1)
+    assert "NOT converged after 1 steps" in text
+    run("relax", "pot.safetensors", "cu.xyz", "--cell", "--steps", "3", "--output", "cell.xyz", code=1)
+    assert not np.allclose(ase.io.read("cell.xyz").cell, ase.io.read("cu.xyz").cell)
+    positions = []
+    for optimizer in ("BFGS", "LBFGS", "FIRE"):
+        output = f"{optimizer}.xyz"
+        run("relax", "pot.safetensors", "cu.xyz", "--steps", "5", "--optimizer", optimizer, "--output", output, code=1)
+        positions.append(ase.io.read(output).positions)
+    assert not np.allclose(positions[0], positions[2])
+
+
+# ---- md
+
+
+@pytest.mark.parametrize(("ensemble", "structure"), [("nve", "water"), ("langevin", "water"), ("npt", "cu")])
+def test_md_writes_trajectory_log_and_plot(folder: Path, ensemble: str, structure: str) -> None:
+    text = run("md", "pot.safetensors", f"{structure}.xyz", "--ensemble", ensemble, "--steps", "40", "--interval", "5")
+    prefix = f"{structure}-{ensemble}"
+    columns = log(f"{prefix}.csv")
+    frames = ase.io.read(f"{prefix}.traj", ":")
+    assert columns["step"].tolist() == list(range(0, 41, 5))
+    assert len(frames) == 9
+    assert columns["time_fs"][-1] == pytest.approx(20.0)
+    assert frames[-1].get_potential_energy() == pytest.approx(columns["potential_eV"][-1])
+    assert np.ptp(columns["potential_eV"]) > 1e-6
+    assert (folder / f"{prefix}.png").read_bytes().startswith(b"\x89PNG")
+    assert "ns/day" in text
+    assert ("drift of the total energy" in text) == (ensemble == "nve")
+    assert ("pressure_GPa" in columns) == (ensemble == "npt")
+    if ensemble == "npt":
+        assert np.ptp(columns["volume_A3"]) > 0
+    for suffix in ("traj", "csv", "png"):
+        content = (folder / f"{prefix}.{suffix}").read_bytes()
+        assert "exists already" in run(
+            "md", "pot.safetensors", f"{structure}.xyz", "--ensemble", ensemble, "--steps", "1", code=2
+        )
+        assert (folder / f"{prefix}.{suffix}").read_bytes() == content
+
+
+def test_md_starts_at_the_temperature_and_at_rest() -> None:
+    run("md", "pot.safetensors", "water.xyz", "--ensemble", "nve", "--steps", "1", "--temperature", "250")
+    first = ase.io.read("water-nve.traj@0")
+    assert first.get_temperature() == pytest.approx(250)
+    assert np.abs(first.get_momenta().sum(0)).max() < 1e-10
+    assert np.abs(first.get_angular_momentum()).max() < 1e-10
+
+
+def test_md_options_change_the_run() -> None:
+    def final(name: str, *options: str) -> np.ndarray[Any, Any]:
+        run("md", "pot.safetensors", "cu.xyz", "--steps", "6", "--interval", "3", "--output", name, *options)
+        frame = ase.io.read(f"{name}.traj@-1")
+        return np.concatenate([frame.positions, frame.cell.array])
+
+    plain = final("plain", "--ensemble", "npt")
+    assert np.array_equal(plain, final("again", "--ensemble", "npt"))
+    assert not np.allclose(plain, final("pressure", "--ensemble", "npt", "--pressure-gpa", "50"), atol=1e-9, rtol=0)
+    langevin = final("langevin")
+    for name, *options in (
+        ("seed", "--seed", "1"),
+        ("friction", "--friction", "0.1"),
+        ("temperature", "--temperature", "600"),
+        ("timestep", "--timestep", "1.0"),
+        ("nve", "--ensemble", "nve"),
+    ):
+        assert not np.allclose(langevin, final(name, *options), atol=1e-6, rtol=0), name
+
+
+def test_md_keeps_velocities() -> None:
+    nve = ("--ensemble", "nve", "--steps", "10")
+    run("md", "pot.safetensors", "water.xyz", *nve, "--output", "first")
+    run("md", "pot.safetensors", "first.traj", *nve, "--keep-velocities", "--output", "kept")
+    run("md", "pot.safetensors", "first.traj", *nve, "--output", "drawn")
+    end = ase.io.read("first.traj@-1").get_momenta()
+    assert np.allclose(ase.io.read("kept.traj@0").get_momenta(), end)
+    assert not np.allclose(ase.io.read("drawn.traj@0").get_momenta(), end)
+
+
+def test_md_stops_when_it_explodes() -> None:
+    text = run("md", "pot.safetensors", "cu.xyz", "--ensemble", "nve", "--timestep", "500", "--steps", "200", code=2)
+    assert "the temperature reached" in text or "no finite energy" in text
+    assert len(log("cu-nve.csv")["step"]) >= 1
+    assert ase.io.read("cu-nve.traj@0").get_temperature() == pytest.approx(300)
+
+
+def test_md_interrupted_keeps_what_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calculate, calls = SEGNNCalculator.calculate, []
+
+    def interrupt(self: SEGNNCalculator, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 25:
+            raise KeyboardInterrupt
+        calculate(self, *arguments)
+
+    monkeypatch.setattr(SEGNNCalculator, "calculate", interrupt)
+    text = run("md", "pot.safetensors", "water.xyz", "--ensemble", "nve", "--steps", "100", "--interval", "5")
+    assert "interrupted after 2" in text
+    assert log("water-nve.csv")["step"].tolist() == [0, 5, 10, 15, 20]
+    assert len(ase.io.read("water-nve.traj", ":")) == 5
+    assert (folder / "water-nve.png").exists()
+
+
+# ---- train
+
+
+def test_train_makes_a_potential_that_evaluate_agrees_with(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(8):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(0, 0.05, (3, 3))
+        frames.append(label(atoms))
+    ase.io.write("frames.xyz", frames)
+    (folder / "my.yaml").write_text(
+        "name: my\ndata: {train: frames.xyz, validation: 2, test: {all: frames.xyz}}\n"
+        "network: {irreps_hidden: 4x0e+2x1o, l_max_attributes: 1, n_layers: 1}\n"
+        "optimization: {epochs: 2, batch_size: 2}\ndevice: cpu\n"
+    )
+    text = run("train", "my.yaml")
+    assert "potential: my/my.safetensors" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("all: RMSE")]
+    table = run("evaluate", "my/my.safetensors", "frames.xyz")
+    energy, forces = line.removeprefix("all: RMSE ").split(" meV, ")
+    assert energy in table
+    assert forces.removesuffix(" meV/Å") in table
+    assert "holds a run already" in run("train", "my.yaml", code=2)
+    run("train", "my.yaml", "--force")
+    run("train", "my.yaml", "--resume")
+    run("train", "my.yaml", "--output", "elsewhere")
+    assert (folder / "elsewhere" / "my.md").exists()
