@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
+from ase.data import chemical_symbols
 from ase_segnn.potentials import shipped_potentials
 from numpy.typing import NDArray
 from random_potentials import CONFIGS, random_potential
@@ -49,9 +51,18 @@ def has_volume(atoms: Atoms) -> bool:
     return atoms.cell.rank == 3
 
 
+def predict_graph(potential: Potential, graph: AtomicGraph, *, stress: bool) -> Prediction:
+    """Predict, with energies counted from the isolated atoms: their large energies would hide errors."""
+    prediction = potential.predict(graph, stress=stress)
+    energies = [potential.config.reference_energies[chemical_symbols[z]] for z in graph.atomic_numbers]
+    isolated = torch.tensor(energies, dtype=torch.float64)
+    total = torch.zeros_like(prediction.energy).index_add(0, graph.structure, isolated)
+    return replace(prediction, energy=prediction.energy - total, atom_energies=prediction.atom_energies - isolated)
+
+
 def predict(potential: Potential, atoms: Atoms, *, cutoff: float | None = None) -> Prediction:
     graph = AtomicGraph.from_atoms(atoms, cutoff or potential.cutoff)
-    return potential.predict(graph, stress=has_volume(atoms))
+    return predict_graph(potential, graph, stress=has_volume(atoms))
 
 
 @lru_cache
@@ -72,8 +83,8 @@ def assert_equal(result: Tensor, expected: Tensor, tolerance: float, floor: floa
 
 
 def assert_predictions_equal(result: Prediction, expected: Prediction, tolerance: float) -> None:
-    assert_equal(result.energy, expected.energy, tolerance)
-    assert_equal(result.atom_energies, expected.atom_energies, tolerance)
+    assert_equal(result.energy, expected.energy, tolerance, floor=0.1)
+    assert_equal(result.atom_energies, expected.atom_energies, tolerance, floor=0.1)
     assert_equal(result.forces, expected.forces, tolerance, floor=0.1)
     assert (result.stress is None) == (expected.stress is None)
     if result.stress is not None:
@@ -106,17 +117,16 @@ def test_everything_is_finite_and_consistent(potential, name, dtype):
             assert tensor.dtype == torch.float64
             assert tensor.isfinite().all()
             assert not tensor.requires_grad
-    torch.testing.assert_close(prediction.atom_energies.sum(), prediction.energy[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(prediction.atom_energies.sum(), prediction.energy[0], rtol=1e-12, atol=1e-10)
     largest = prediction.forces.abs().max().item()
     assert (largest > 1e-3) == (name not in FORCE_FREE)
     assert prediction.forces.sum(0).abs().max() <= TOLERANCES[dtype] * max(largest, 0.1)
     if prediction.stress is not None:
         assert torch.equal(prediction.stress[0], prediction.stress[0].T)
         assert prediction.stress.abs().max() > 1e-5
-    if n_edges(make(potential, dtype), SYSTEMS[name]) > 0:
-        assert prediction.energy.item() != sum(
-            make(potential).config.reference_energies[symbol] for symbol in SYSTEMS[name].symbols
-        )
+    bonded = n_edges(make(potential, dtype), SYSTEMS[name]) > 0
+    assert bonded or name in FORCE_FREE
+    assert (abs(prediction.energy.item()) > 0.01) == bonded
 
 
 @each_case
@@ -240,7 +250,7 @@ def test_an_isolated_atom_has_its_reference_energy(potential, dtype):
     model = make(potential, dtype)
     for symbol in model.elements:
         for atoms in (Atoms(symbol), Atoms(symbol, cell=[9 * model.cutoff] * 3, pbc=True)):
-            prediction = predict(model, atoms)
+            prediction = model.predict(AtomicGraph.from_atoms(atoms, model.cutoff))
             assert prediction.energy.item() == model.config.reference_energies[symbol]
             assert (prediction.forces == 0).all()
 
@@ -248,12 +258,13 @@ def test_an_isolated_atom_has_its_reference_energy(potential, dtype):
 @each_potential
 def test_far_atoms_have_their_reference_energies(potential):
     model = make(potential)
-    atoms = Atoms("HO", [[0, 0, 0], [0, 0, model.cutoff + 1e-9]])
-    expected = sum(model.config.reference_energies[symbol] for symbol in atoms.symbols)
-    assert predict(model, atoms).energy.item() == pytest.approx(expected, rel=1e-15)
-    # the envelope has fallen to 1e-4 at 0.98 of the cutoff
+    first, second = model.elements[0], model.elements[-1]
+    atoms = Atoms([first, second], [[0, 0, 0], [0, 0, model.cutoff + 1e-9]])
+    energies = model.predict(AtomicGraph.from_atoms(atoms, model.cutoff + 1)).atom_energies
+    assert energies.tolist() == [model.config.reference_energies[symbol] for symbol in (first, second)]
+    # the envelope has fallen to 4e-4 at 0.98 of the cutoff
     atoms.positions[1, 2] = 0.98 * model.cutoff
-    assert 0 < abs(predict(model, atoms).energy.item() - expected) < 0.05
+    assert 0 < abs(predict(model, atoms).energy.item()) < 0.05
 
 
 def nearest_to_cutoff(atoms: Atoms, cutoff: float) -> float:
@@ -276,8 +287,7 @@ def test_continuous_through_the_cutoff(potential, name):
     # control: where the envelope has not yet ended, at 0.8 of the distances, the same pairs matter
     graphs = [AtomicGraph.from_atoms(atoms, model.cutoff) for atoms in (inside, outside)]
     energies = [model(graph, 0.8 * graph.edge_vectors()).detach() for graph in graphs]
-    print("CTL", (energies[0] - energies[1]).abs().max())
-    assert (energies[0] - energies[1]).abs().max() > 1e-5 * energies[0].abs().max()
+    assert (energies[0] - energies[1]).abs().max() > 1e-4
 
 
 @each_case
@@ -297,7 +307,7 @@ def test_batch_equals_single(potential, dtype):
     graphs = [AtomicGraph.from_atoms(SYSTEMS[name], model.cutoff) for name in names]
     singles = [reference(potential, name, dtype) for name in names]
     with_stress = [k for k, single in enumerate(singles) if single.stress is not None]
-    batch = model.predict(AtomicGraph.batch(graphs), stress=True)
+    batch = predict_graph(model, AtomicGraph.batch(graphs), stress=True)
     start = 0
     for k, (name, single) in enumerate(zip(names, singles, strict=True)):
         atoms = slice(start, start + len(SYSTEMS[name]))

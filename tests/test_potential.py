@@ -1,4 +1,4 @@
-"""The potential by itself: its options, its dtypes, and what can be differentiated; the physics is in test_physics.py."""
+"""The potential by itself: options, dtypes, and what can be differentiated; the physics is in test_physics.py."""
 
 from __future__ import annotations
 

@@ -64,7 +64,9 @@ def test_bessel_basis_equals_its_formula():
     basis = bessel_basis(torch.tensor(distances), CUTOFF, 5)
     assert basis.shape == (4, 5)
     assert basis.dtype == torch.float64
-    expected = np.sin(np.outer(distances, np.arange(1, 6)) * math.pi / CUTOFF) * CUTOFF / (2 * distances[:, None])
+    expected = (
+        np.sin(np.outer(distances, np.arange(1, 6)) * math.pi / CUTOFF) * math.sqrt(2 / CUTOFF) / distances[:, None]
+    )
     np.testing.assert_allclose(basis, expected, rtol=1e-13)
 
 
@@ -72,7 +74,7 @@ def test_bessel_basis_is_orthogonal_with_the_weight_of_a_sphere():
     distances = torch.linspace(0, CUTOFF, 2001, dtype=torch.float64)[1:]
     basis = bessel_basis(distances, CUTOFF, 6)
     overlaps = torch.einsum("ea,eb,e->ab", basis, basis, distances**2) * (CUTOFF / 2000)
-    torch.testing.assert_close(overlaps, torch.eye(6, dtype=torch.float64) * CUTOFF**3 / 8, atol=1e-9, rtol=0)
+    torch.testing.assert_close(overlaps, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def test_bessel_basis_vanishes_at_the_cutoff():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 from ase.data import atomic_numbers
@@ -61,7 +60,8 @@ class PotentialConfig(BaseModel):
     reference_energies : eV, energy of the isolated atom of each element
     energy_shifts : eV per atom of each element, added where an atom has neighbors; default 0
     energy_scale : eV, unit of the network's output
-    average_neighbors : number of neighbors within the cutoff over which sums are normalized (by its square root)
+    average_neighbors : number n of neighbors within the cutoff of a typical atom; messages, which partly cancel, are
+        summed over sqrt(n), the attributes of nodes over n
     zbl : add the Ziegler-Biersack-Littmark repulsion of the nuclei at short range
     network : shape of the network
     """
@@ -92,8 +92,3 @@ class PotentialConfig(BaseModel):
         if unknown:
             raise ValueError(f"energy shifts name {', '.join(sorted(unknown))}, which is none of the elements")
         return self
-
-    @property
-    def normalization(self) -> float:
-        """Divisor of every sum over neighbors."""
-        return math.sqrt(self.average_neighbors)

@@ -128,11 +128,11 @@ class Potential(ModuleWithConstants):
 
         network = self.config.network
         envelope = polynomial_envelope(d, network.cutoff, network.envelope_power)
-        edge_weights = envelope / self.config.normalization
+        n_neighbors = self.config.average_neighbors
         edge_attributes = o3.spherical_harmonics(
             self._irreps_attributes, directions, normalize=False, normalization="component"
         )
-        node_attributes = _sum_to(graph.n_atoms, centers, edge_attributes[:, 1:] * edge_weights[:, None])
+        node_attributes = _sum_to(graph.n_atoms, centers, edge_attributes[:, 1:] * (envelope / n_neighbors)[:, None])
         node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
         outputs = self.network(
             self.one_hot[species],
@@ -141,7 +141,7 @@ class Potential(ModuleWithConstants):
             centers,
             neighbors,
             message_scalars=bessel_basis(d, network.cutoff, network.n_radial),
-            edge_weights=edge_weights,
+            edge_weights=envelope / math.sqrt(n_neighbors),
         )
         bonded = -torch.expm1(-_sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
         learned = self.energy_shifts[species] + self.config.energy_scale * outputs[:, 0].to(torch.float64)

@@ -33,9 +33,9 @@ def polynomial_envelope(distances: Tensor, cutoff: float, p: int = 6) -> Tensor:
 
 
 def bessel_basis(distances: Tensor, cutoff: float, n_basis: int) -> Tensor:
-    r"""Spherical Bessel functions of order zero that vanish at the cutoff, in units of the cutoff.
+    r"""Spherical Bessel functions of order zero that vanish at the cutoff.
 
-    .. math:: b_n(x) = \sin(n \pi x) / (2 x), \quad x = d / r_c, \quad n = 1 \dots n_\text{basis}
+    .. math:: b_n(d) = \sqrt{2 / r_c}\, \sin(n \pi d / r_c) / d, \quad n = 1 \dots n_\text{basis}
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ def bessel_basis(distances: Tensor, cutoff: float, n_basis: int) -> Tensor:
 
     Returns
     -------
-    (E, n_basis) dimensionless, of order 1 at the distances of neighbors
+    (E, n_basis) in Å^(-3/2), orthonormal on the radius of a sphere with the weight d²
 
     References
     ----------
-    Gasteiger, Groß, Günnemann, ICLR 2020, arXiv:2003.03123, eq. 7, without its factor sqrt(2 / r_c) / r_c.
+    Gasteiger, Groß, Günnemann, ICLR 2020, arXiv:2003.03123, eq. 7.
     """
-    x = distances[:, None] / cutoff
     orders = torch.arange(1, n_basis + 1, dtype=distances.dtype, device=distances.device)
-    return torch.sin(orders * math.pi * x) / (2 * x)
+    distances = distances[:, None]
+    return math.sqrt(2 / cutoff) * torch.sin(orders * (math.pi / cutoff) * distances) / distances
