@@ -21,10 +21,10 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
-from ase_segnn.potentials import path_of
 
 from ase_segnn import AtomicGraph, Potential, PotentialConfig, SEGNNCalculator
 from ase_segnn.potential_file import read_header
+from ase_segnn.potentials import path_of
 
 MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.data import chemical_symbols
-from ase_segnn.potentials import shipped_potentials
 from numpy.typing import NDArray
 from random_potentials import CONFIGS, random_potential
 from systems import TOLERANCES, systems
@@ -19,6 +18,7 @@ from torch import Tensor
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.potential_file import load_potential, read_header
+from ase_segnn.potentials import shipped_potentials
 
 SYSTEMS = systems()
 FORCE_FREE = {"lone atom", "far dimer", "one-atom cell"}

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from ase_segnn.potentials import path_of, shipped_potentials
 
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
@@ -24,6 +23,7 @@ from ase_segnn.potential_file import (
     read_header,
     save_potential,
 )
+from ase_segnn.potentials import path_of, shipped_potentials
 
 PROVENANCE = Provenance(
     recipe={"seed": 3, "model": {"cutoff": 4.0}},

@@ -12,6 +12,12 @@ import torch
 import yaml
 from ase import Atoms
 from ase.calculators.lj import LennardJones
+
+from ase_segnn import load_potential
+from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.model.config import NetworkConfig, PotentialConfig
+from ase_segnn.model.potential import Potential
+from ase_segnn.potential_file import read_header
 from ase_segnn.training import Recipe, load_recipe, sources, train
 from ase_segnn.training.data import (
     LabeledGraph,
@@ -24,12 +30,6 @@ from ase_segnn.training.data import (
 )
 from ase_segnn.training.module import TrainingModule
 from ase_segnn.training.step import CompiledStep, Loss
-
-from ase_segnn import load_potential
-from ase_segnn.calculator import SEGNNCalculator
-from ase_segnn.model.config import NetworkConfig, PotentialConfig
-from ase_segnn.model.potential import Potential
-from ase_segnn.potential_file import read_header
 
 NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="6x0e+3x1o", l_max_attributes=1, n_layers=1, n_radial=4)
 
