@@ -270,7 +270,7 @@ def weights_of(path: Path) -> dict[str, torch.Tensor]:
 
 def test_run_learns_and_writes_its_files(tmp_path: Path, frames_file: Path) -> None:
     rng_before = torch.random.get_rng_state()
-    recipe = recipe_for(frames_file, optimization={"epochs": 30})
+    recipe = recipe_for(frames_file, optimization={"epochs": 80})
     result = train(recipe, tmp_path / "run")
     assert torch.equal(torch.random.get_rng_state(), rng_before)
     frames = read_frames(frames_file)

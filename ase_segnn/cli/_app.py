@@ -9,6 +9,8 @@ from typer.core import TyperGroup
 
 import ase_segnn
 
+_SHOWN = (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+
 
 class _Group(TyperGroup):
     """Show errors that a user can mend as one line instead of a traceback."""
@@ -16,7 +18,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError, MemoryError) as error:
+        except _SHOWN as error:
             # typer's own way out is a RuntimeError as well
             if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
                 raise
