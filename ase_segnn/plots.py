@@ -50,7 +50,7 @@ def _parity(axis: Axes, labels: NDArray[np.float64], predictions: NDArray[np.flo
     axis.scatter(labels, predictions, s=5, alpha=0.5, linewidths=0, color=_POINT, zorder=2, rasterized=True)
     axis.set(xlim=limits, ylim=limits, aspect="equal", xlabel="label", ylabel="prediction")
     axis.ticklabel_format(useOffset=False)
-    axis.locator_params(nbins=5)
+    axis.locator_params(nbins=4)
 
 
 def dynamics_plot(log: dict[str, list[float]], title: str) -> Figure:

@@ -124,8 +124,7 @@ class SEGNN(nn.Module):
     What differs from the paper's code, for the sake of potentials:
 
     - `message_scalars` may be any functions of the distance (a radial basis) instead of its square, and besides being
-      inputs they multiply the hidden channels of the message by learned weights. After 12 epochs on 450 frames of
-      acetylacetone this lowered the force error on validation frames from 90 to 61 meV/Å.
+      inputs they multiply the hidden channels of the message by learned weights, without which potentials learn slower.
     - `edge_weights` scale each message before the sum. With an envelope that ends at the cutoff the result is smooth
       when a neighbor enters or leaves, and with it the normalization of the sum is a constant, not a count.
     - No batch, instance or other normalization ties nodes or graphs of a batch to one another.

@@ -1,0 +1,116 @@
+"""The shipped potentials: card and recipe belong to the weights, and they do what README promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+
+from ase_segnn import SEGNNCalculator
+from ase_segnn.evaluation import evaluate
+from ase_segnn.potential_file import read_header
+from ase_segnn.potentials import path_of, shipped_potentials
+from ase_segnn.training import load_recipe
+from ase_segnn.training.data import read_frames
+from ase_segnn.training.sources import locate
+
+NAMES = sorted(shipped_potentials())
+MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"
+
+
+def acetylacetone(**options: str | float) -> Atoms:
+    atoms = ase.io.read(MOLECULE)
+    atoms.calc = SEGNNCalculator("acac-pbe", device="cpu", **options)
+    return atoms
+
+
+def test_acac_pbe_is_shipped() -> None:
+    assert "acac-pbe" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_and_recipe_belong_to_the_potential(name: str) -> None:
+    path = path_of(name)
+    header = read_header(path)
+    recipe = load_recipe(path.with_suffix(".yaml"))
+    assert recipe.name == name
+    assert recipe.model_dump(mode="json") == header.provenance.recipe
+    assert header.provenance.seed == recipe.seed
+    assert set(header.provenance.data) >= {recipe.data.train, *recipe.data.test.values()}
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert set(header.provenance.errors) == {"validation", *recipe.data.test}
+    for data, errors in header.provenance.errors.items():
+        row = f"| {data} | **{name}** | {errors['energy_RMSE_meV']:.2f} | {errors['forces_RMSE_meV_per_A']:.2f} |"
+        assert row in card
+    assert recipe.card.level_of_theory in card
+    assert path.stat().st_size < 5e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_errors_on_the_test_sets_are_those_on_the_card(name: str) -> None:
+    header = read_header(path_of(name))
+    recipe = load_recipe(path_of(name).with_suffix(".yaml"))
+    calculator = SEGNNCalculator(name, device="cpu")
+    for data, file in recipe.data.test.items():
+        try:
+            frames = read_frames(locate(file))
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        errors = evaluate(calculator, frames).errors()
+        for measure in ("energy_RMSE_meV", "forces_RMSE_meV_per_A"):
+            assert errors[measure] == pytest.approx(header.provenance.errors[data][measure], rel=1e-3)
+
+
+def test_acetylacetone_is_a_minimum_that_relaxation_keeps() -> None:
+    atoms = acetylacetone(dtype="float64")
+    assert np.abs(atoms.get_forces()).max() < 0.02
+    start = atoms.get_all_distances()
+    atoms.rattle(0.05, seed=1)
+    assert np.abs(atoms.get_forces()).max() > 0.5
+    with BFGS(atoms, logfile=None) as optimizer:
+        assert optimizer.run(fmax=0.005, steps=300)
+    assert np.abs(atoms.get_all_distances() - start)[:7, :7].max() < 0.05  # methyl groups may turn
+
+
+def test_forces_and_stress_equal_those_of_ase_by_finite_differences() -> None:
+    atoms = acetylacetone(dtype="float64")
+    atoms.rattle(0.05, seed=1)
+    forces = atoms.get_forces()
+    assert np.abs(forces).max() > 0.5
+    np.testing.assert_allclose(calculate_numerical_forces(atoms, eps=3e-5), forces, rtol=0, atol=1e-6)
+    atoms.set_cell([7.5, 5.5, 4.0])
+    atoms.pbc = True
+    stress = atoms.get_stress()
+    assert np.abs(stress).max() > 1e-3
+    np.testing.assert_allclose(calculate_numerical_stress(atoms, eps=1e-5), stress, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_dynamics_of_acetylacetone_conserves_energy() -> None:
+    """2 ps at 300 K: no drift, and no jump where the neighbor list is rebuilt."""
+    rng = np.random.default_rng(0)
+    atoms = acetylacetone(skin=0.3)
+    spread = np.sqrt(atoms.get_masses() * units.kB * 600)  # half of it goes into the potential energy
+    atoms.set_momenta(spread[:, None] * rng.standard_normal((15, 3)))
+    total, potential = [], []
+    dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
+
+    def record() -> None:
+        potential.append(atoms.get_potential_energy())
+        total.append(atoms.get_total_energy())
+
+    dynamics.attach(record, interval=1)
+    dynamics.run(4000)
+    energy = 1000 * np.array(total) / 15  # meV per atom
+    time_ps = 0.0005 * np.arange(len(energy))
+    drift = np.polyfit(time_ps[200:], energy[200:], 1)[0]
+    assert np.std(potential) > 0.03  # the energy went to and fro
+    assert abs(drift) < 0.5
+    assert np.abs(np.diff(energy)).max() < 0.05 * np.abs(np.diff(potential)).max() * 1000
