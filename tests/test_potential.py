@@ -222,6 +222,16 @@ def test_forward_gives_atom_energies_that_can_be_differentiated_by_positions():
     torch.testing.assert_close(-gradient, prediction.forces)
 
 
+@pytest.mark.parametrize("symbol", ["He", "Og"])  # between the known elements, and beyond the last
+def test_an_unknown_element_is_an_error_and_no_other_element(symbol):
+    potential = random_potential(CONFIG)
+    assert symbol not in potential.elements
+    with pytest.raises(IndexError, match="out of "):
+        potential(
+            AtomicGraph.from_atoms(Atoms([potential.elements[0], symbol], [(0, 0, 0), (0, 0, 1.5)]), potential.cutoff)
+        )
+
+
 def test_species_are_told_apart_by_symbol_not_by_order():
     graph = AtomicGraph.from_atoms(Atoms("OCH", [[0, 0, 0], [1.2, 0, 0], [1.8, 0.9, 0]]), CONFIG.network.cutoff)
     potential = random_potential(CONFIG).double()

@@ -68,7 +68,8 @@ class Potential(ModuleWithConstants):
         super().__init__()
         self.config = config
         numbers = [atomic_numbers[symbol] for symbol in config.elements]
-        species_of_number = torch.full((max(numbers) + 1,), -1, dtype=torch.int64)
+        unknown = len(numbers)  # out of range wherever species index, so that an unknown element is no other one
+        species_of_number = torch.full((max(numbers) + 1,), unknown, dtype=torch.int64)
         species_of_number[numbers] = torch.arange(len(numbers))
         self.register_buffer("species_of_number", species_of_number, persistent=False)
         reference = np.array([config.reference_energies[symbol] for symbol in config.elements])
@@ -117,6 +118,11 @@ class Potential(ModuleWithConstants):
         Returns
         -------
         (N,) float64, eV
+
+        Raises
+        ------
+        IndexError
+            If an element is not among `elements` (on a GPU, a device-side assertion).
         """
         if edge_vectors is None:
             edge_vectors = graph.edge_vectors()
