@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ase.io
 import numpy as np
@@ -17,6 +17,7 @@ from ase_segnn import load_potential
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
+from ase_segnn.model.steerable import SteerableLinear
 from ase_segnn.potential_file import read_header
 from ase_segnn.training import Recipe, load_recipe, sources, train
 from ase_segnn.training.data import (
@@ -29,6 +30,8 @@ from ase_segnn.training.data import (
     training_loader,
 )
 from ase_segnn.training.module import TrainingModule
+from ase_segnn.training.optimizers import make_optimizers
+from ase_segnn.training.recipe import OptimizationSection
 from ase_segnn.training.step import CompiledStep, Loss
 
 NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="6x0e+3x1o", l_max_attributes=1, n_layers=1, n_radial=4)
@@ -261,6 +264,38 @@ def test_compiled_step_has_the_same_gradients(backend: str) -> None:
                 parameter.add_(0.01)  # new weights must count in the next step
 
 
+# ---- optimizers
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_weight_has_one_optimizer(optimizer: Literal["muon", "adamw"]) -> None:
+    potential = tiny_potential()
+    optimizers = make_optimizers(potential, OptimizationSection(optimizer=optimizer))
+    assert [type(o).__name__ for o in optimizers] == {"muon": ["Muon", "AdamW"], "adamw": ["AdamW"]}[optimizer]
+    optimized = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(optimized) == sorted(id(p) for p in potential.parameters())
+
+
+def test_a_step_of_muon_has_the_size_that_is_promised() -> None:
+    potential = tiny_potential()
+    muon, _ = make_optimizers(potential, OptimizationSection(muon_learning_rate=0.1, weight_decay=0.0))
+    inputs_and_outputs = {
+        id(w): tuple(w.shape) for m in potential.modules() if isinstance(m, SteerableLinear) for w in m.weights
+    }
+    matrices = [group["params"][0] for group in muon.param_groups]
+    shapes = [inputs_and_outputs.get(id(w), tuple(reversed(w.shape))) for w in matrices]
+    assert {n_in > n_out for n_in, n_out in shapes} == {True, False}
+    assert any(id(w) not in inputs_and_outputs for w in matrices)  # of the radial networks
+    before = [w.detach().clone() for w in matrices]
+    generator = torch.Generator().manual_seed(0)
+    for w in matrices:
+        w.grad = torch.randn(w.shape, generator=generator, dtype=w.dtype)
+    muon.step()
+    for w, old, (n_in, n_out) in zip(matrices, before, shapes, strict=True):
+        singular_values = torch.linalg.svdvals(w.detach() - old) / (0.1 * (n_out / n_in) ** 0.5)
+        assert ((singular_values > 0.5) & (singular_values < 1.3)).all()  # Muon makes them 1 only roughly
+
+
 # ---- whole runs
 
 
@@ -343,6 +378,8 @@ def test_runs_are_not_overwritten(tmp_path: Path, frames_file: Path) -> None:
 def test_options_change_the_result(tmp_path: Path, frames_file: Path) -> None:
     plain = weights_of(train(recipe_for(frames_file), tmp_path / "plain").potential_path)
     changes: dict[str, dict[str, Any]] = {
+        "optimizer": {"optimizer": "adamw"},
+        "muon_learning_rate": {"muon_learning_rate": 0.002},
         "learning_rate": {"learning_rate": 0.002},
         "warmup_steps": {"warmup_steps": 10},
         "weight_decay": {"weight_decay": 0.5},
@@ -362,7 +399,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Loss, "forward", lambda self, _: next(self.parameters()).sum() * float("nan"))
-    with pytest.raises(FloatingPointError, match="the loss became nan in step 0"):
+    with pytest.raises(FloatingPointError, match="the loss became nan in batch 0 of epoch 1"):
         train(recipe_for(frames_file), tmp_path / "run")
     assert not (tmp_path / "run" / "tiny.safetensors").exists()
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from ase_segnn.model.potential import Potential
 
 from .data import LabeledGraph
+from .optimizers import make_optimizers
 from .recipe import Recipe
 from .step import CompiledStep, Loss
 
@@ -39,35 +39,32 @@ class TrainingModule(pl.LightningModule):
         return potential
 
     def configure_optimizers(self) -> Any:
-        """AdamW; the learning rate rises linearly, then falls to zero along a cosine."""
-        settings = self.recipe.optimization
+        """All learning rates rise linearly, then fall to zero along a cosine."""
         total: float = self.trainer.estimated_stepping_batches
-        warmup: int = settings.warmup_steps
+        warmup: int = self.recipe.optimization.warmup_steps
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / (warmup + 1))
             return 0.5 * rise * (1 + math.cos(math.pi * min(1.0, step / total)))
 
-        optimizer = torch.optim.AdamW(
-            self.potential.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        optimizers = make_optimizers(self.potential, self.recipe.optimization)
+        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
 
     def training_step(self, batch: LabeledGraph, batch_idx: int) -> None:
-        """One step of the optimizer."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        assert isinstance(optimizer, LightningOptimizer)
-        assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
-        optimizer.zero_grad()
+        """One step of each optimizer."""
+        optimizers = _as_list(self.optimizers())
+        self.potential.zero_grad()
         loss = self._set_gradients(batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss became {loss.item()} in step {self.global_step}; lower 'learning_rate' or look for frames "
-                "with wrong labels"
+                f"the loss became {loss.item()} in batch {batch_idx} of epoch {self.current_epoch + 1}; lower the "
+                "learning rates or look for frames with wrong labels"
             )
         torch.nn.utils.clip_grad_norm_(self.potential.parameters(), self.recipe.optimization.gradient_clip)
-        optimizer.step()
-        schedule.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in _as_list(self.lr_schedulers()):
+            schedule.step()
         self.log("loss", loss.float(), prog_bar=True, batch_size=1)
 
     def _set_gradients(self, batch: LabeledGraph) -> Tensor:
@@ -110,3 +107,8 @@ class TrainingModule(pl.LightningModule):
     def transfer_batch_to_device(self, batch: LabeledGraph, device: torch.device, dataloader_idx: int) -> LabeledGraph:
         """Move a batch, float64 as it is."""
         return batch.to(device)
+
+
+def _as_list(one_or_many: Any) -> list[Any]:
+    """Undo Lightning's unpacking of lists of one."""
+    return one_or_many if isinstance(one_or_many, list) else [one_or_many]

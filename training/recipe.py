@@ -46,9 +46,12 @@ class OptimizationSection(_Section):
     ----------
     epochs : passes over the training frames; the learning rate ends at zero with the last
     batch_size : frames per step
-    learning_rate : highest, reached after `warmup_steps`, then falling along a cosine
+    optimizer : "muon" for the matrices of weights, with AdamW for the rest; or "adamw" for everything
+    muon_learning_rate : of Muon, see `ase_segnn.training.optimizers`; the highest, reached after `warmup_steps`, then
+        falling along a cosine
+    learning_rate : of AdamW, likewise
     warmup_steps : steps of linear increase
-    weight_decay : of AdamW
+    weight_decay : of both
     ema_decay : of the exponential moving average of the weights, which is what is validated and kept
     gradient_clip : largest norm of the gradient
     energy_weight : of the mean of (ΔE)² / atoms, in Å⁻²
@@ -57,7 +60,9 @@ class OptimizationSection(_Section):
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 5
-    learning_rate: PositiveFloat = 1e-3
+    optimizer: Literal["muon", "adamw"] = "muon"
+    muon_learning_rate: PositiveFloat = 0.02
+    learning_rate: PositiveFloat = 2e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     weight_decay: NonNegativeFloat = 1e-8
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
