@@ -1,0 +1,209 @@
+"""One contestant of `speed.py`, run by the interpreter in which its package is installed.
+
+It builds an ASE calculator with random weights in a published shape (the time does not depend on their values), then
+answers requests, one JSON object per line on standard input, with one per line on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase.calculators.calculator import Calculator
+from ase.data import atomic_numbers
+
+ELEMENTS = ["H", "C", "N", "O", "Si", "Cu"]
+
+
+def main() -> None:
+    """Build the calculator, then answer until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contestant", choices=CONTESTANTS)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--dtype", choices=["float32", "float64"], required=True)
+    arguments = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what packages print goes to standard error
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+
+    package, build = CONTESTANTS[arguments.contestant]
+    before = time.perf_counter()
+    calculator = build(arguments.dtype)
+    ready = {
+        "package": f"{package} {version(package)}",
+        "versions": {name: version(name) for name in ("torch", "e3nn", "ase", "numpy")},
+        "build_s": time.perf_counter() - before,
+    }
+    print(json.dumps(ready), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(measure(calculator, **request)), file=answers, flush=True)
+
+
+def measure(calculator: Calculator, file: str, seed: int, seconds: float) -> dict[str, float]:
+    """Evaluate energy and forces for about `seconds`, at least twice, with all atoms displaced anew each time."""
+    rng = np.random.default_rng(seed)
+    atoms = ase.io.read(file)
+    start = atoms.positions.copy()
+    atoms.calc = calculator
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < seconds:
+        atoms.positions = start + rng.normal(0, 0.01, start.shape)
+        before = time.perf_counter()
+        atoms.get_potential_energy()
+        atoms.get_forces()
+        times.append(time.perf_counter() - before)
+    peak_MiB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"us_per_atom": 1e6 * statistics.median(times) / len(atoms), "peak_MiB": peak_MiB}
+
+
+def ase_segnn(dtype: str, *, skin: float) -> Calculator:
+    """Return ours, in the shape of the shipped potential acac-pbe."""
+    from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
+    from ase_segnn.potential_file import read_header
+    from ase_segnn.potentials import path_of
+
+    potential = Potential(
+        PotentialConfig(
+            elements=tuple(ELEMENTS),
+            reference_energies=dict.fromkeys(ELEMENTS, 0.0),
+            energy_scale=1e-3,
+            average_neighbors=20,
+            network=read_header(path_of("acac-pbe")).config.network,
+        )
+    )
+    return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin)
+
+
+def mace(dtype: str, *, irreps: str, cutoff: float) -> Calculator:
+    """Return MACE with two interactions and correlation order 3."""
+    torch.serialization.add_safe_globals([slice])  # a file that e3nn 0.4.4 loads when it is imported
+    from e3nn import o3
+    from mace.calculators import MACECalculator
+    from mace.modules import RealAgnosticResidualInteractionBlock, ScaleShiftMACE
+
+    torch.set_default_dtype(getattr(torch, dtype))
+    model = ScaleShiftMACE(
+        r_max=cutoff,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        interaction_cls=RealAgnosticResidualInteractionBlock,
+        interaction_cls_first=RealAgnosticResidualInteractionBlock,
+        num_interactions=2,
+        num_elements=len(ELEMENTS),
+        hidden_irreps=o3.Irreps(irreps),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.zeros(len(ELEMENTS)),
+        avg_num_neighbors=20.0,
+        atomic_numbers=[atomic_numbers[symbol] for symbol in ELEMENTS],
+        correlation=3,
+        gate=torch.nn.functional.silu,
+        radial_MLP=[64, 64, 64],
+        atomic_inter_scale=1e-3,
+        atomic_inter_shift=0.0,
+    )
+    return MACECalculator(models=[model], device="cpu", default_dtype=dtype)
+
+
+def nequip(dtype: str, *, cutoff: float, preset: str | None = None, **shape: object) -> Calculator:
+    """Return NequIP under AOTInductor."""
+    from nequip.model import NequIPGNNModel, PresetNequIPGNNModel
+
+    if preset is not None:
+        return _compiled(dtype, cutoff, lambda **common: PresetNequIPGNNModel(preset=preset, **common))
+    return _compiled(dtype, cutoff, lambda **common: NequIPGNNModel(**shape, **common))
+
+
+def allegro(dtype: str, *, cutoff: float, l_max: int, num_layers: int) -> Calculator:
+    """Return Allegro under AOTInductor, with 64 scalar and 32 tensor features."""
+    from allegro.model import AllegroModel
+
+    embedding = {
+        "_target_": "allegro.nn.TwoBodyBesselScalarEmbed",
+        "num_bessels": 8,
+        "bessel_trainable": False,
+        "polynomial_cutoff_p": 6,
+    }
+    shape = {
+        "l_max": l_max,
+        "num_layers": num_layers,
+        "num_scalar_features": 64,
+        "num_tensor_features": 32,
+        "radial_chemical_embed": embedding,
+    }
+    return _compiled(dtype, cutoff, lambda **common: AllegroModel(**shape, **common))
+
+
+def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) -> Calculator:
+    """Do what ``nequip-compile --mode aotinductor --target ase`` does with a trained model."""
+    from ase.build import bulk
+    from nequip.data import from_ase
+    from nequip.integrations.ase import NequIPCalculator
+    from nequip.integrations.utils import basic_transforms
+    from nequip.scripts._compile_utils import ASE_TARGET
+    from nequip.utils.aot import aot_export_model
+    from nequip.utils.aoti_metadata import NEQUIP_AOTI_INPUTS_KEY, NEQUIP_AOTI_OUTPUTS_KEY, serialize_aoti_keys
+    from nequip.utils.global_state import get_latest_global_state, set_global_state
+
+    set_global_state(allow_tf32=False)
+    common = {"seed": 0, "model_dtype": dtype, "type_names": ELEMENTS, "r_max": cutoff, "avg_num_neighbors": 20.0}
+    model = build(**common).eval()
+    atoms = bulk("Si", cubic=True) * (2, 2, 2)
+    atoms.rattle(0.05, seed=0)
+    data = from_ase(atoms)
+    species = {symbol: symbol for symbol in ELEMENTS}
+    for transform in basic_transforms(model.metadata, cutoff, ELEMENTS, species):
+        data = transform(data)
+    data = ASE_TARGET["data_settings"](data)
+    dims = {
+        "graph": torch.export.Dim("num_frames", min=2, max=torch.inf),
+        "node": torch.export.Dim("num_nodes", min=2, max=torch.inf),
+        "edge": torch.export.Dim("num_edges", min=2, max=torch.inf),
+    }
+    metadata = {**model.metadata, **get_latest_global_state(only_metadata_related=True)}
+    metadata = {key: str(int(value)) if isinstance(value, bool) else value for key, value in metadata.items()}
+    metadata |= {NEQUIP_AOTI_INPUTS_KEY: serialize_aoti_keys(ASE_TARGET["input"])}
+    metadata |= {NEQUIP_AOTI_OUTPUTS_KEY: serialize_aoti_keys(ASE_TARGET["output"])}
+    path = Path(tempfile.mkdtemp()) / "model.nequip.pt2"
+    aot_export_model(
+        model=model,
+        device="cpu",
+        input_fields=ASE_TARGET["input"],
+        output_fields=ASE_TARGET["output"],
+        data=data,
+        batch_map=ASE_TARGET["batch_map_settings"](dims),
+        output_path=str(path),
+        inductor_configs={"aot_inductor.metadata": metadata},
+    )
+    return NequIPCalculator.from_compiled_model(path, device="cpu", chemical_species_to_atom_type_map=True)
+
+
+# name -> distribution, and how to build it for a dtype
+CONTESTANTS: dict[str, tuple[str, Callable[[str], Calculator]]] = {
+    "ase-segnn": ("ase-segnn", lambda dtype: ase_segnn(dtype, skin=1.0)),
+    "ase-segnn-rebuilt": ("ase-segnn", lambda dtype: ase_segnn(dtype, skin=0.0)),
+    "nequip-s-5A": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, preset="S")),
+    "nequip-s-6A": ("nequip", lambda dtype: nequip(dtype, cutoff=6.0, preset="S")),
+    "nequip-l2": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, num_layers=4, l_max=2, num_features=64)),
+    "allegro-l2": ("nequip-allegro", lambda dtype: allegro(dtype, cutoff=5.0, l_max=2, num_layers=2)),
+    "mace-off-small": ("mace-torch", lambda dtype: mace(dtype, irreps="96x0e", cutoff=4.5)),
+    "mace-mp0-medium": ("mace-torch", lambda dtype: mace(dtype, irreps="128x0e+128x1o", cutoff=6.0)),
+    "mace-paper": ("mace-torch", lambda dtype: mace(dtype, irreps="256x0e+256x1o+256x2e", cutoff=5.0)),
+}
+
+if __name__ == "__main__":
+    main()
