@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
+from ase_segnn.calculator import SEGNNCalculator
+
+PROPERTIES = ("energy", "forces", "stress")
 # Label -> unit of the errors and factor from ASE's unit to it.
 ERROR_UNITS = {
     "energy": ("meV", 1e3),
@@ -59,7 +64,7 @@ def evaluate(
 
     Parameters
     ----------
-    calculator : anything that ASE takes as one
+    calculator : anything that ASE takes as one; a `SEGNNCalculator` evaluates several frames at a time
     frames : with energy, forces or stress in ``atoms.calc.results``
     on_frame : called after each frame, for a progress bar
 
@@ -71,15 +76,11 @@ def evaluate(
     labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
     predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
     n_labeled: dict[str, int] = {}
-    for index, frame in enumerate(frames):
-        given = _labels(frame, index)
-        if not given:
-            continue
-        atoms = frame.copy()
-        calculator.calculate(atoms, [name for name in ("energy", "forces", "stress") if name in given])
-        for name, label in given.items():
-            predicted = np.asarray(calculator.results["energy" if name == "energy_per_atom" else name], dtype=float)
-            predicted = predicted / len(atoms) if name == "energy_per_atom" else predicted
+    given = [(frame, found) for index, frame in enumerate(frames) if (found := _labels(frame, index))]
+    for (frame, found), results in zip(given, _results(calculator, given), strict=True):
+        for name, label in found.items():
+            predicted = np.asarray(results["energy" if name == "energy_per_atom" else name], dtype=float)
+            predicted = predicted / len(frame) if name == "energy_per_atom" else predicted
             labels[name].append(label)
             predictions[name].append(predicted.ravel())
             n_labeled[name] = n_labeled.get(name, 0) + 1
@@ -95,11 +96,25 @@ def evaluate(
     )
 
 
+def _results(
+    calculator: Calculator, given: Sequence[tuple[Atoms, dict[str, NDArray[np.float64]]]]
+) -> Iterator[dict[str, Any]]:
+    """Evaluate frames for the labels that they have, consecutive ones with the same labels together if possible."""
+    for names, group in groupby(given, key=lambda pair: [name for name in PROPERTIES if name in pair[1]]):
+        structures = [frame.copy() for frame, _ in group]
+        if isinstance(calculator, SEGNNCalculator):
+            yield from calculator.evaluate_many(structures, names)
+            continue
+        for atoms in structures:
+            calculator.calculate(atoms, names)
+            yield calculator.results
+
+
 def _labels(frame: Atoms, index: int) -> dict[str, NDArray[np.float64]]:
     results = frame.calc.results if frame.calc is not None else {}
     found = {
         name: np.asarray(results[name], dtype=np.float64).ravel()
-        for name in ("energy", "forces", "stress")
+        for name in PROPERTIES
         if results.get(name) is not None
     }
     for name, values in found.items():

@@ -477,6 +477,50 @@ def test_results_that_are_not_finite_stop_the_run(
     assert np.isfinite(atoms.get_forces()).all(), "the calculator works on"
 
 
+# ---- many structures
+
+
+@pytest.mark.parametrize("most_edges", [1, 100, 100_000])
+def test_many_structures_equal_single_ones(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch, most_edges: int
+) -> None:
+    monkeypatch.setattr(calculator_module, "_EDGES_TOGETHER", most_edges)
+    calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
+    structures = [*SYSTEMS.values()]
+    before = [atoms.copy() for atoms in structures]
+    many = list(calculator.evaluate_many(structures, ["energy", "forces"]))
+    assert calculator.results == {}
+    assert structures == before
+    assert len(many) == len(structures)
+    for atoms, results in zip(structures, many, strict=True):
+        calculator.calculate(atoms, ["energy", "forces"])
+        assert results.keys() == calculator.results.keys()
+        for name, value in calculator.results.items():
+            np.testing.assert_allclose(results[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_many_structures_with_stress_and_with_energy_alone(potential: Potential) -> None:
+    calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
+    structures = [atoms for atoms in SYSTEMS.values() if atoms.pbc.all()]
+    for atoms, results in zip(structures, calculator.evaluate_many(structures, ["stress"]), strict=True):
+        calculator.calculate(atoms, ["stress"])
+        np.testing.assert_allclose(results["stress"], calculator.results["stress"], rtol=1e-10, atol=1e-12)
+    assert all("forces" not in results for results in calculator.evaluate_many(structures, ["energy"]))
+    assert list(calculator.evaluate_many([])) == []
+
+
+def test_errors_of_many_structures_name_the_structure(potential: Potential) -> None:
+    calculator = SEGNNCalculator(potential, device="cpu")
+    bad = SYSTEMS["water"].copy()
+    bad.positions[0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"structure 1: .*not finite"):
+        calculator.evaluate_many([SYSTEMS["water"], bad])
+    with pytest.raises(ValueError, match=r"structure 2: .*this structure also has Xe"):
+        calculator.evaluate_many([SYSTEMS["water"], SYSTEMS["dimer"], Atoms("Xe")])
+    with pytest.raises(PropertyNotImplementedError, match=r"structure 0: stress"):
+        calculator.evaluate_many([SYSTEMS["water"]], ["stress"])
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -534,10 +578,10 @@ def test_no_tensor_is_left_on_the_cpu(
     It is "meta" that stands for "cuda", since torch without CUDA does not differentiate on the latter.
     """
     monkeypatch.setattr(calculator_module, "_checked_device", torch.device)
-    monkeypatch.setattr(calculator_module, "_results", vars)  # tensors, before they become numbers
+    monkeypatch.setattr(calculator_module, "_results", lambda _, prediction: vars(prediction))  # not yet numbers
     calculator = SEGNNCalculator(potential, device="meta", dtype=dtype, skin=0.0)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        results = calculator._evaluate(copper(), forces=True, stress=stress)
+        results = calculator._evaluate(calculator._graph(copper()), forces=True, stress=stress)
         with pytest.raises(RuntimeError, match="same device"):
             results["forces"] + torch.ones(4, 3)
     assert {name for name, tensor in results.items() if tensor is not None} >= {"energy", "atom_energies", "forces"}

@@ -19,6 +19,9 @@ from typer.testing import CliRunner
 
 from ase_segnn import SEGNNCalculator, __version__, save_potential
 from ase_segnn.cli import app
+from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.compiled import CompiledPotential
+from ase_segnn.model.potential import Prediction
 from ase_segnn.potential_file import Provenance
 
 
@@ -222,6 +225,21 @@ def test_md_options_change_the_run() -> None:
         ("nve", "--ensemble", "nve"),
     ):
         assert not np.allclose(langevin, final(name, *options), atol=1e-6, rtol=0), name
+
+
+def test_md_compiles_the_potential_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def predict(self: CompiledPotential, graph: AtomicGraph, *, stress: bool) -> Prediction:
+        compiled.append(stress)
+        return self._potential.predict(graph, stress=stress)
+
+    monkeypatch.setattr(CompiledPotential, "predict", predict)
+    md = ("md", "pot.safetensors", "water.xyz", "--ensemble", "nve", "--steps", "3")
+    run(*md, "--output", "plain")
+    assert compiled == []
+    run(*md, "--output", "compiled", "--compile")
+    assert compiled == [False] * 4
 
 
 def test_md_keeps_velocities() -> None:

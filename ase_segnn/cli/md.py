@@ -13,6 +13,7 @@ import typer
 
 from ase_segnn.cli._app import app
 from ase_segnn.cli._options import (
+    CompileOption,
     DeviceOption,
     DType,
     DTypeOption,
@@ -59,6 +60,7 @@ def md(
     ] = None,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.float32,
+    compile_it: CompileOption = False,
     force: ForceOption = False,
 ) -> None:
     """Run molecular dynamics of STRUCTURE: trajectory, log, and a plot of temperature and energies."""
@@ -70,7 +72,7 @@ def md(
     atoms = read_structure(structure)
     if ensemble is Ensemble.npt and not atoms.pbc.all():
         raise ValueError(f"NPT needs a structure that is periodic along all three vectors, pbc={atoms.pbc.tolist()}")
-    atoms.calc = make_calculator(potential, device, dtype)
+    atoms.calc = make_calculator(potential, device, dtype, compile_it=compile_it)
     rng = np.random.default_rng(seed)
     if keep_velocities:
         if not atoms.has("momenta"):

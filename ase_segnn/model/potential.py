@@ -180,7 +180,7 @@ class Potential(ModuleWithConstants):
             edge_vectors.requires_grad_()
         with torch.set_grad_enabled(forces or stress or create_graph):
             atom_energies = self(graph, edge_vectors)
-            energy = _sum_to(graph.n_structures, graph.structure, atom_energies)
+            energy = _sum_structures(graph, graph.structure, atom_energies)
             total = atom_energies.sum()
         atom_forces = stresses = None
         if forces or stress:
@@ -198,10 +198,17 @@ class Potential(ModuleWithConstants):
 
 def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tensor:
     products = (edge_vectors[:, :, None] * gradient[:, None, :]).flatten(1)  # (E, 9)
-    virial = _sum_to(graph.n_structures, graph.structure[graph.centers], products).unflatten(1, (3, 3))
+    virial = _sum_structures(graph, graph.structure[graph.centers], products).unflatten(1, (3, 3))
     volume = torch.linalg.det(graph.cell).abs()
     stress: Tensor = (virial + virial.transpose(1, 2)) / (2 * volume[:, None, None])
     return stress
+
+
+def _sum_structures(graph: AtomicGraph, structure: Tensor, values: Tensor) -> Tensor:
+    """Sum the rows of each structure; for a single one without an index, on which Inductor of torch 2.13 stumbles."""
+    if graph.n_structures == 1:
+        return values.sum(0, keepdim=True)
+    return _sum_to(graph.n_structures, structure, values)
 
 
 def _sum_to(n_rows: int, index: Tensor, values: Tensor) -> Tensor:

@@ -1,0 +1,144 @@
+"""A potential compiled for evaluation: one fused function that serves structures of any number of atoms and edges."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from ase.data import atomic_numbers
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.potential import Potential, Prediction
+
+_log = logging.getLogger(__name__)
+
+_TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-9}  # far above rounding, far below what a wrong kernel gives
+# Of the structure to compile with: all sizes differ from one another and from every dimension of a network, so that no
+# two are taken for the same, and are large enough for the kernels to use all threads.
+_N_ATOMS, _N_EDGES = 997, 20011
+
+
+class CompiledPotential:
+    """Energy, forces and stress as `Potential.predict` gives them, by functions that torch.compile has made.
+
+    torch.compile alone does not differentiate inside what it compiles. Here energies and derivatives are traced
+    together into one flat graph of tensor operations with symbolic sizes first. Compiling happens at the first
+    prediction, takes a minute or two, and is not repeated for another number of atoms or edges; what Inductor compiled
+    it keeps on disk for other processes. That first result is compared with the plain one.
+
+    Parameters
+    ----------
+    potential : frozen, in evaluation mode, and not to be changed any more
+    backend : of torch.compile; "inductor" needs a C++ compiler
+    """
+
+    def __init__(self, potential: Potential, *, backend: str = "inductor") -> None:
+        self._potential = potential
+        self._backend = backend
+        self._compiled: dict[bool, Callable[..., list[Tensor]]] = {}
+
+    def predict(self, graph: AtomicGraph, *, stress: bool = False) -> Prediction:
+        """Return energies, forces and, where asked for, stress of one structure.
+
+        A structure with fewer than two atoms or edges is evaluated without the compiled function, which has no size 0
+        or 1.
+
+        Raises
+        ------
+        ValueError
+            If `graph` holds more than one structure.
+        RuntimeError
+            If the potential cannot be compiled, or, at the first use, if compiled and plain results differ.
+        """
+        if graph.n_structures != 1:
+            raise ValueError(f"a compiled potential takes one structure at a time, got {graph.n_structures}")
+        if min(graph.n_atoms, graph.n_edges) < 2:
+            return self._potential.predict(graph, stress=stress)
+        function = self._compiled[stress] if stress in self._compiled else self._compile(stress)
+        with torch.no_grad():
+            energy, atom_energies, forces, *rest = function(_tensors(graph))
+        prediction = Prediction(energy, atom_energies, forces, rest[0] if rest else None)
+        if stress not in self._compiled:
+            self._compare(prediction, graph, stress)
+            self._compiled[stress] = function
+        return prediction
+
+    def _compile(self, stress: bool) -> Callable[..., list[Tensor]]:
+        started = time.perf_counter()
+        example = _tensors(self._example())
+
+        def function(tensors: list[Tensor]) -> list[Tensor]:
+            result = self._potential.predict(AtomicGraph(*tensors), stress=stress)
+            assert result.forces is not None
+            return [
+                result.energy,
+                result.atom_energies,
+                result.forces,
+                *([] if result.stress is None else [result.stress]),
+            ]
+
+        traced = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example)
+        # Inductor's reuse of buffers gives wrong forces here with torch 2.13, on the CPU and with symbolic sizes.
+        options: dict[str, Any] | None = {"allow_buffer_reuse": False} if self._backend == "inductor" else None
+        compiled: Callable[..., list[Tensor]] = torch.compile(
+            traced, backend=self._backend, fullgraph=True, dynamic=True, options=options
+        )
+        try:
+            with torch.no_grad():
+                compiled(example)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the potential could not be compiled: {error}; compiling needs a C++ compiler such as g++, "
+                "compile=False does without"
+            ) from error
+        _log.info("compiled the potential in %.0f s", time.perf_counter() - started)
+        return compiled
+
+    def _example(self) -> AtomicGraph:
+        """Make a structure whose edges join atoms at random."""
+        device = next(self._potential.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        centers = torch.randint(_N_ATOMS, (_N_EDGES,), generator=generator).sort().values
+        side = 10 * self._potential.cutoff
+        graph = AtomicGraph(
+            positions=torch.rand(_N_ATOMS, 3, generator=generator, dtype=torch.float64) * side,
+            atomic_numbers=torch.full((_N_ATOMS,), atomic_numbers[self._potential.elements[0]]),
+            cell=side * torch.eye(3, dtype=torch.float64)[None],
+            pbc=torch.ones(1, 3, dtype=torch.bool),
+            centers=centers,
+            neighbors=torch.randint(_N_ATOMS, (_N_EDGES,), generator=generator),
+            cell_shifts=torch.ones(_N_EDGES, 3, dtype=torch.float64),
+            structure=torch.zeros(_N_ATOMS, dtype=torch.int64),
+        )
+        return graph.to(device)
+
+    def _compare(self, compiled: Prediction, graph: AtomicGraph, stress: bool) -> None:
+        """Stop if a compiled result is not the plain one, by the scale of forces and energies in training or here."""
+        plain = self._potential.predict(graph, stress=stress)
+        species = self._potential.species_of_number[graph.atomic_numbers]
+        reference = self._potential.reference_energies[species]
+        scale = self._potential.config.energy_scale
+        density = graph.n_atoms / torch.linalg.det(graph.cell).abs()
+        checks = [("energies", compiled.atom_energies - reference, plain.atom_energies - reference, scale)]
+        if compiled.forces is not None and plain.forces is not None:
+            checks.append(("forces", compiled.forces, plain.forces, scale))
+        if compiled.stress is not None and plain.stress is not None:
+            checks.append(("stress", compiled.stress, plain.stress, scale * density.item()))
+        for name, value, expected, usual in checks:
+            error = (value - expected).abs().max().item()
+            allowed = _TOLERANCES[self._potential.dtype] * max(expected.abs().max().item(), usual)
+            if expected.isfinite().all() and not error <= allowed:
+                raise RuntimeError(
+                    f"compiled {name} differ from the plain ones by {error:.2e}, at most {allowed:.2e} is allowed; use "
+                    "compile=False, and please report this with your versions of torch and of the C++ compiler"
+                )
+
+
+def _tensors(graph: AtomicGraph) -> list[Tensor]:
+    return [getattr(graph, field.name) for field in fields(AtomicGraph)]
