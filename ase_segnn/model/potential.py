@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.constants import ModuleWithConstants
 from ase_segnn.model.radial import bessel_basis, polynomial_envelope
@@ -78,13 +79,14 @@ class Potential(ModuleWithConstants):
         self.register_constant("energy_shifts", shifts, always_float64=True)
         self.register_constant("one_hot", np.eye(len(numbers)) * math.sqrt(len(numbers)))  # of unit variance
         network = config.network
-        self._irreps_attributes = o3.Irreps.spherical_harmonics(network.l_max_attributes)
+        self.harmonics = SphericalHarmonics(network.l_max_attributes)
+        irreps_attributes = o3.Irreps.spherical_harmonics(network.l_max_attributes)
         self.network = SEGNN(
             irreps_in=o3.Irreps([(len(numbers), "0e")]),
             irreps_hidden=o3.Irreps(network.irreps_hidden),
             irreps_out=o3.Irreps("1x0e"),
-            irreps_node_attributes=self._irreps_attributes,
-            irreps_edge_attributes=self._irreps_attributes,
+            irreps_node_attributes=irreps_attributes,
+            irreps_edge_attributes=irreps_attributes,
             n_layers=network.n_layers,
             n_message_scalars=network.n_radial,
             n_message_weights_hidden=network.n_radial_hidden,
@@ -135,9 +137,7 @@ class Potential(ModuleWithConstants):
         network = self.config.network
         envelope = polynomial_envelope(d, network.cutoff, network.envelope_power)
         n_neighbors = self.config.average_neighbors
-        edge_attributes = o3.spherical_harmonics(
-            self._irreps_attributes, directions, normalize=False, normalization="component"
-        )
+        edge_attributes = self.harmonics(directions)
         node_attributes = _sum_to(graph.n_atoms, centers, edge_attributes[:, 1:] * (envelope / n_neighbors)[:, None])
         node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
         outputs = self.network(

@@ -1,0 +1,51 @@
+"""Functions of the direction: the spherical harmonics that steer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ase_segnn._e3nn import o3, wigner_3j
+from ase_segnn.model.constants import ModuleWithConstants
+
+
+class SphericalHarmonics(ModuleWithConstants):
+    r"""Real spherical harmonics of unit vectors up to a degree, in e3nn's order, signs and "component" normalization.
+
+    .. math:: Y_0 = 1, \quad Y_1 = \sqrt 3\,\mathbf n, \quad
+        Y_{l+1,m_3} = k_l \sum_{m_1 m_2} C^{l\,1\,l+1}_{m_1 m_2 m_3} Y_{l,m_1} n_{m_2}
+
+    They equal ``e3nn.o3.spherical_harmonics``, which is a TorchScript function in some releases and then cannot be
+    traced with sizes that vary. The factors k are taken from e3nn.
+
+    Parameters
+    ----------
+    l_max : highest degree, 1 or more
+    """
+
+    def __init__(self, l_max: int) -> None:
+        super().__init__()
+        self.l_max = l_max
+        with torch.device("cpu"):
+            direction = torch.tensor([[0.36, -0.48, 0.8]], dtype=torch.float64)  # of no special symmetry
+            current = math.sqrt(3) * direction
+            for degree in range(2, l_max + 1):
+                symbols = wigner_3j(degree - 1, 1, degree).flatten(0, 1)
+                unscaled = _outer(current, direction) @ symbols
+                current = o3.spherical_harmonics(degree, direction, normalize=False, normalization="component")
+                factor = (unscaled * current).sum() / unscaled.square().sum()
+                self.register_constant(f"coupling_{degree}", (factor * symbols).numpy())
+
+    def forward(self, directions: Tensor) -> Tensor:
+        """Map unit vectors (n, 3) to (n, (l_max + 1)²)."""
+        harmonics = [torch.ones_like(directions[:, :1]), math.sqrt(3) * directions]
+        for degree in range(2, self.l_max + 1):
+            harmonics.append(_outer(harmonics[-1], directions) @ getattr(self, f"coupling_{degree}"))
+        return torch.cat(harmonics, dim=1)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """Products of all components, (n, I) and (n, J) to (n, I*J)."""
+    return (a[:, :, None] * b[:, None, :]).flatten(1)
