@@ -2,10 +2,11 @@
 
     python benchmarks/speed.py --threads 1 --python .venv-mace/bin/python mace-off-small --systems molecule15 si216
 
-measures ase-segnn with the neighbor list reused and rebuilt at every call (the peers rebuild theirs), and each
-contestant that `--python` names with the interpreter that runs it; without one, ours alone. The environments need
-``pip install mace-torch`` and ``pip install nequip nequip-allegro matscipy``, in folders of their own since they pin
-different versions of e3nn. Contestants and their shapes are in `speed_worker.py`.
+measures ase-segnn in the shape of acac-pbe with the neighbor list reused, rebuilt at every call (the peers rebuild
+theirs) and compiled, a smaller network of ours compiled, and each contestant that `--python` names with the interpreter
+that runs it; without one, ours alone. The environments need ``pip install mace-torch`` and ``pip install nequip
+nequip-allegro matscipy``, in folders of their own since they pin different versions of e3nn. Contestants and their
+shapes are in `speed_worker.py`.
 
 All contestants are built first, then measured in alternation: in each round each gets about a second per system, with
 energy and forces of newly displaced atoms at every evaluation. The table holds medians over the rounds of the median
@@ -33,7 +34,7 @@ from ase_segnn.neighbors import neighbor_list
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"
-OURS = ("ase-segnn", "ase-segnn-rebuilt")
+OURS = ("ase-segnn", "ase-segnn-rebuilt", "ase-segnn-compiled", "ase-segnn-l1-compiled")
 
 
 def silicon(n_cells: int) -> Atoms:

@@ -70,8 +70,8 @@ def measure(calculator: Calculator, file: str, seed: int, seconds: float) -> dic
     return {"us_per_atom": 1e6 * statistics.median(times) / len(atoms), "peak_MiB": peak_MiB}
 
 
-def ase_segnn(dtype: str, *, skin: float) -> Calculator:
-    """Return ours, in the shape of the shipped potential acac-pbe."""
+def ase_segnn(dtype: str, *, skin: float = 1.0, compile_it: bool = False, **shape: object) -> Calculator:
+    """Return ours, in the shape of the shipped potential acac-pbe with the given changes."""
     from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
     from ase_segnn.potential_file import read_header
     from ase_segnn.potentials import path_of
@@ -82,10 +82,10 @@ def ase_segnn(dtype: str, *, skin: float) -> Calculator:
             reference_energies=dict.fromkeys(ELEMENTS, 0.0),
             energy_scale=1e-3,
             average_neighbors=20,
-            network=read_header(path_of("acac-pbe")).config.network,
+            network=read_header(path_of("acac-pbe")).config.network.model_copy(update=shape),
         )
     )
-    return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin)
+    return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin, compile=compile_it)
 
 
 def mace(dtype: str, *, irreps: str, cutoff: float) -> Calculator:
@@ -192,10 +192,14 @@ def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) 
     return NequIPCalculator.from_compiled_model(path, device="cpu", chemical_species_to_atom_type_map=True)
 
 
+L1 = {"irreps_hidden": "64x0e+32x1o", "l_max_attributes": 1, "n_layers": 2}
+
 # name -> distribution, and how to build it for a dtype
 CONTESTANTS: dict[str, tuple[str, Callable[[str], Calculator]]] = {
-    "ase-segnn": ("ase-segnn", lambda dtype: ase_segnn(dtype, skin=1.0)),
+    "ase-segnn": ("ase-segnn", ase_segnn),
     "ase-segnn-rebuilt": ("ase-segnn", lambda dtype: ase_segnn(dtype, skin=0.0)),
+    "ase-segnn-compiled": ("ase-segnn", lambda dtype: ase_segnn(dtype, compile_it=True)),
+    "ase-segnn-l1-compiled": ("ase-segnn", lambda dtype: ase_segnn(dtype, compile_it=True, **L1)),
     "nequip-s-5A": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, preset="S")),
     "nequip-s-6A": ("nequip", lambda dtype: nequip(dtype, cutoff=6.0, preset="S")),
     "nequip-l2": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, num_layers=4, l_max=2, num_features=64)),

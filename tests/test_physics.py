@@ -195,8 +195,9 @@ def test_forces_are_derivatives_of_the_energy(potential, name, seed):
     scale = np.linalg.norm(forces)
     assert scale > 1e-3 or name in FORCE_FREE
     # differences show 1e-7: their rounding error grows with a shorter step, and with a longer one that where a pair
-    # enters and the third derivative jumps
-    assert derivative(energy, step=1e-4) == pytest.approx(expected, rel=1e-7, abs=1e-7 * max(scale, 0.1))
+    # enters and the third derivative jumps, or where a pair is so short that the higher derivatives are large
+    step = 2e-5 if name == "short dimer" else 1e-4
+    assert derivative(energy, step) == pytest.approx(expected, rel=1e-7, abs=1e-7 * max(scale, 0.1))
 
 
 @pytest.mark.parametrize("seed", range(2))
