@@ -19,7 +19,7 @@ from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
 
 FORMAT = "ase-segnn-potential"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIX = ".safetensors"
 UNITS = {"energy": "eV", "length": "Å"}
 
@@ -263,9 +263,13 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
     if hashlib.sha256(header_json.encode(errors="replace")).hexdigest() != metadata.get("sha256"):
         raise _corrupted(path, "the checksum of its header is wrong")
     try:
+        if version == 1:  # all networks had gated messages then
+            header["config"]["network"]["gated_messages"] = True
         checked = PotentialHeader.model_validate(header)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    except (ValidationError, KeyError, TypeError) as error:
+        problems = str(error)
+        if isinstance(error, ValidationError):
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PotentialFileError(
             f"the header of '{path}' does not describe a potential of format {version}: {problems}; "
             "it was not written by ase-segnn"

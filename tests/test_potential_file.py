@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from ase import Atoms
 
+from ase_segnn import SEGNNCalculator
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import (
@@ -106,11 +109,27 @@ def test_a_potential_comes_back_as_it_was(potential: Potential, tmp_path: Path, 
     torch.testing.assert_close(loaded.reference_energies, potential.reference_energies, rtol=0, atol=0)
 
 
+def test_files_of_format_1_still_load() -> None:
+    """One that the first format wrote, with the numbers that its potential gave then."""
+    path = Path(__file__).parent / "data" / "format-1.safetensors"
+    assert read_header(path).format_version == 1
+    assert load_potential(path).config.network.gated_messages
+    water = Atoms("OHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    water.calc = SEGNNCalculator(path, dtype="float64", device="cpu")
+    assert water.get_potential_energy() == pytest.approx(-456.60784502370655, abs=1e-9)
+    forces = [
+        [0.06621554954348559, 0.08575559281902935, 0],
+        [-0.0921201422080275, 0.0029249407512140606, 0],
+        [0.025904592664541915, -0.08868053357024341, 0],
+    ]
+    np.testing.assert_allclose(water.get_forces(), forces, atol=1e-9)
+
+
 def test_the_header_says_where_the_potential_comes_from(path: Path, potential: Potential) -> None:
     header = read_header(path)
     assert header.provenance == PROVENANCE
     assert header.config == potential.config
-    assert header.format_version == 1
+    assert header.format_version == 2
     assert header.dtype == "float32"
     assert header.units == {"energy": "eV", "length": "Å"}
 
@@ -214,11 +233,11 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     [
         (
             {"format_version": 7, "unheard_of": 1},
-            r"newer ase-segnn \(format 7, this one reads up to 1\); upgrade with pip install -U ase-segnn",
+            r"newer ase-segnn \(format 7, this one reads up to 2\); upgrade with pip install -U ase-segnn",
         ),
         ({"format_version": "1"}, "its format version is '1'"),
         ({"format_version": 0}, "its format version is 0"),
-        ({"unheard_of": 1}, "does not describe a potential of format 1: unheard_of: "),
+        ({"unheard_of": 1}, "does not describe a potential of format 2: unheard_of: "),
         ({"dtype": "float16"}, "dtype: "),
         ({"units": {"energy": "Ha", "length": "Bohr"}}, "has units .*Bohr.*reads and writes .*Å"),
     ],

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ase_segnn._e3nn import o3
-from ase_segnn.model.segnn import SEGNN
+from ase_segnn.model.segnn import SEGNN, Edges
+from ase_segnn.model.steerable import Steering, flatten, split
 
 ROTATIONS = ["rotation", "reflection", "inversion"]
 
@@ -131,9 +132,11 @@ TASKS = [{"task": "node"}, {"task": "graph", "pooling": "sum"}, {"task": "graph"
 
 @pytest.mark.parametrize("kind", ROTATIONS)
 @pytest.mark.parametrize("task", TASKS, ids=str)
+@pytest.mark.parametrize("gated", [False, True], ids=["linear", "gated"])
 @pytest.mark.parametrize("irreps", NETWORKS.values(), ids=NETWORKS)
-def test_equivariance(irreps, task, kind):
-    model = network(*irreps, n_layers=2, n_message_scalars=3, n_message_weights_hidden=4, **task)
+def test_equivariance(irreps, gated, task, kind):
+    options = {"n_layers": 2, "n_message_scalars": 3, "n_message_weights_hidden": 4, "gated_messages": gated}
+    model = network(*irreps, **options, **task)
     matrix = orthogonal_matrix(kind)
     inputs = Inputs.random(model)
     outputs = run(model, inputs)
@@ -172,9 +175,10 @@ def test_accelerations_of_charged_bodies(kind):
     assert accelerations(positions, 0 * velocities).isfinite().all()
 
 
-@pytest.fixture
-def model() -> SEGNN:
-    return network(*MIXED, n_layers=2, n_message_scalars=3, n_message_weights_hidden=4)
+@pytest.fixture(params=[False, True], ids=["linear", "gated"])
+def model(request: pytest.FixtureRequest) -> SEGNN:
+    options = {"n_layers": 2, "n_message_scalars": 3, "n_message_weights_hidden": 4, "gated_messages": request.param}
+    return network(*MIXED, **options)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
@@ -284,6 +288,25 @@ def test_unit_scalar_attributes_change_nothing_where_scalars_are_1():
         ones[name][:, 0] = 1
     torch.testing.assert_close(run(unit, inputs, **ones), run(general, inputs, **ones), rtol=1e-10, atol=1e-10)
     assert not torch.allclose(run(unit, inputs), run(general, inputs))
+
+
+def test_linear_messages_are_summed_before_their_weights_act():
+    """The sum of messages is that of the messages one by one."""
+    model = network(*MIXED, n_layers=1, n_message_scalars=3, n_message_weights_hidden=4)
+    inputs = Inputs.random(model)
+    features = split(randn(7, model.irreps_hidden.dim, seed=8), model.irreps_hidden)
+
+    def summed(edges: Tensor) -> Tensor:
+        steering = Steering(inputs.edge_attributes[edges], model.irreps_edge_attributes)
+        chosen = (x[edges] for x in (inputs.message_scalars, inputs.edge_weights))
+        return flatten(
+            model.layers[0].message(features, Edges(inputs.centers[edges], inputs.neighbors[edges], steering, *chosen))
+        )
+
+    every = torch.arange(10)
+    one_by_one = sum(summed(every[k : k + 1]) for k in every)
+    assert one_by_one[:6].abs().amax(1).min() > 1e-3
+    torch.testing.assert_close(summed(every), one_by_one, rtol=1e-12, atol=1e-12)
 
 
 def test_nothing_is_changed_in_place(model):

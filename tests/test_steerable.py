@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from ase_segnn._e3nn import o3, wigner_3j
-from ase_segnn.model.segnn import MessageNetwork
+from ase_segnn.model.segnn import Edges, MessageNetwork
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Gate, SteerableLinear, Steering, flatten, split
 
 # What goes in, what steers, what comes out.
@@ -272,17 +272,19 @@ def test_second_derivatives_of_the_gate():
     assert gradgradcheck(lambda *features: gate(features), inputs)
 
 
-def test_second_derivatives_of_the_messages():
+@pytest.mark.parametrize("gated", [False, True])
+def test_second_derivatives_of_the_messages(gated):
     hidden, irreps_attributes = o3.Irreps("2x0e+1x1o+1x2e"), o3.Irreps("1x0e+1x1o+1x2e")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MessageNetwork(hidden, irreps_attributes, hidden, 3, 4).double()
+        network = MessageNetwork(hidden, irreps_attributes, 3, 4, gated=gated).double()
     centers, neighbors = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0])
 
-    def messages(attributes, scalars, *features):
-        return flatten(network(features, Steering(attributes, irreps_attributes), scalars, centers, neighbors))
+    def messages(attributes, scalars, weights, *features):
+        edges = Edges(centers, neighbors, Steering(attributes, irreps_attributes), scalars, weights)
+        return flatten(network(features, edges))
 
     features = [randn(3, ir.dim, mul, seed=k) for k, (mul, ir) in enumerate(hidden)]
-    inputs = require_grad(randn(4, irreps_attributes.dim, seed=4), randn(4, 3, seed=5), *features)
+    inputs = require_grad(randn(4, irreps_attributes.dim, seed=4), randn(4, 3, seed=5), randn(4, seed=6), *features)
     assert gradcheck(messages, inputs, fast_mode=True)
     assert gradgradcheck(messages, inputs, fast_mode=True)

@@ -17,6 +17,7 @@ from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.constants import ModuleWithConstants
 from ase_segnn.model.radial import bessel_basis, polynomial_envelope
 from ase_segnn.model.segnn import SEGNN
+from ase_segnn.model.steerable import sum_to
 from ase_segnn.model.zbl import ZBLRepulsion
 
 
@@ -90,6 +91,7 @@ class Potential(ModuleWithConstants):
             n_layers=network.n_layers,
             n_message_scalars=network.n_radial,
             n_message_weights_hidden=network.n_radial_hidden,
+            gated_messages=network.gated_messages,
             unit_scalar_attributes=True,
         )
         self.zbl = ZBLRepulsion(numbers, network.cutoff) if config.zbl else None
@@ -138,7 +140,7 @@ class Potential(ModuleWithConstants):
         envelope = polynomial_envelope(d, network.cutoff, network.envelope_power)
         n_neighbors = self.config.average_neighbors
         edge_attributes = self.harmonics(directions)
-        node_attributes = _sum_to(graph.n_atoms, centers, edge_attributes[:, 1:] * (envelope / n_neighbors)[:, None])
+        node_attributes = sum_to(graph.n_atoms, centers, edge_attributes[:, 1:] * (envelope / n_neighbors)[:, None])
         node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
         outputs = self.network(
             self.one_hot[species],
@@ -149,12 +151,12 @@ class Potential(ModuleWithConstants):
             message_scalars=bessel_basis(d, network.cutoff, network.n_radial),
             edge_weights=envelope / math.sqrt(n_neighbors),
         )
-        bonded = -torch.expm1(-_sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
+        bonded = -torch.expm1(-sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
         learned = self.energy_shifts[species] + self.config.energy_scale * outputs[:, 0].to(torch.float64)
         energies: Tensor = self.reference_energies[species] + bonded * learned
         if self.zbl is not None:
             pair_energies = self.zbl(distances, species[centers], species[neighbors])
-            energies = energies + _sum_to(graph.n_atoms, centers, pair_energies / 2)
+            energies = energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
         return energies
 
     def predict(
@@ -186,7 +188,7 @@ class Potential(ModuleWithConstants):
         if forces or stress:
             (gradient,) = torch.autograd.grad(total, edge_vectors, create_graph=create_graph)
             if forces:
-                atom_forces = _sum_to(graph.n_atoms, graph.centers, gradient)
+                atom_forces = sum_to(graph.n_atoms, graph.centers, gradient)
                 atom_forces = atom_forces.index_add(0, graph.neighbors, gradient, alpha=-1)
             if stress:
                 stresses = _stress(graph, edge_vectors, gradient)
@@ -208,9 +210,4 @@ def _sum_structures(graph: AtomicGraph, structure: Tensor, values: Tensor) -> Te
     """Sum the rows of each structure; for a single one without an index, on which Inductor of torch 2.13 stumbles."""
     if graph.n_structures == 1:
         return values.sum(0, keepdim=True)
-    return _sum_to(graph.n_structures, structure, values)
-
-
-def _sum_to(n_rows: int, index: Tensor, values: Tensor) -> Tensor:
-    total: Tensor = values.new_zeros(n_rows, *values.shape[1:]).index_add(0, index, values)
-    return total
+    return sum_to(graph.n_structures, structure, values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ase_segnn.model.steerable import (
     Steering,
     flatten,
     split,
+    sum_to,
 )
 
 _RESIDUAL_GAIN = 0.2  # initial size of updates and outputs; with 1 the features triple from layer to layer
@@ -39,56 +40,92 @@ class SteerableMLP(nn.Module):
         return outputs
 
 
-class MessageNetwork(nn.Module):
-    r"""Messages along edges, eq. 3 of the paper: two gated steerable layers, steered by the edge's attribute.
+class Edges(NamedTuple):
+    """What the layers need of the E edges.
 
-    .. math:: m_{ij} = \phi_m(f_i, f_j, b_{ij}; a_{ij})
+    Parameters
+    ----------
+    centers, neighbors : (E,) int64; a message goes from neighbor to center
+    steering : by the attributes of the edges
+    scalars : (E, n) additional invariants of the messages, or None
+    weights : (E,) factor of each message in the sum, or None for 1
+    """
+
+    centers: Tensor
+    neighbors: Tensor
+    steering: Steering
+    scalars: Tensor | None
+    weights: Tensor | None
+
+
+class MessageNetwork(nn.Module):
+    r"""Messages and their sum, eqs. 3 and 4 of the paper: two steerable layers, steered by the edge's attribute.
+
+    .. math:: m_i = \sum_j w_{ij}\, \phi_m(f_i, f_j, b_{ij}; a_{ij})
 
     The additional scalars b enter twice: as inputs of the first layer, as in the paper, and through a small network as
-    weights that multiply each channel between the two layers. The latter makes the second product's weights depend on
-    b, which the paper allows for; see `SEGNN`.
+    weights of the second product, which the paper allows for; see `SEGNN`.
+
+    The second layer is linear unless `gated`. Then its matrices of weights, the same for all edges, act once on the
+    sum over neighbors instead of on every message, and those of the first act on nodes anyway: what is left along
+    edges works channel by channel.
     """
 
     def __init__(
         self,
-        irreps_in: o3.Irreps,
+        irreps: o3.Irreps,
         irreps_attributes: o3.Irreps,
-        irreps_hidden: o3.Irreps,
         n_scalars: int,
         n_weights_hidden: int,
+        *,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         scalars = o3.Irreps([(n_scalars, "0e")] if n_scalars else [])
-        self.gate_1, self.gate_2 = Gate(irreps_hidden), Gate(irreps_hidden)
-        self.linear_1 = SteerableLinear(irreps_in + irreps_in + scalars, irreps_attributes, self.gate_1.irreps_in)
-        self.linear_2 = SteerableLinear(irreps_hidden, irreps_attributes, self.gate_2.irreps_in)
-        self._channels = [mul for mul, _ in irreps_hidden]
+        self.gate_1, self.gate_2 = Gate(irreps), Gate(irreps) if gated else None
+        self.linear_1 = SteerableLinear(irreps + irreps + scalars, irreps_attributes, self.gate_1.irreps_in)
+        irreps_out = irreps if self.gate_2 is None else self.gate_2.irreps_in
+        self.linear_2 = SteerableLinear(irreps, irreps_attributes, irreps_out, bias=gated)
         self._has_scalars = n_scalars > 0
+        # per edge and channel: one weight of each hidden channel, or of each of its ways through the second product
+        self._n_weights = [mul for mul, _ in irreps] if gated else [weight.shape[0] for weight in self.linear_2.weights]
         self.weights = (
-            _invariant_mlp(n_scalars, n_weights_hidden, sum(self._channels)) if n_scalars and n_weights_hidden else None
+            _invariant_mlp(n_scalars, n_weights_hidden, sum(self._n_weights))
+            if n_scalars and n_weights_hidden
+            else None
         )
 
-    def forward(
-        self, features: Features, steering: Steering, scalars: Tensor | None, centers: Tensor, neighbors: Tensor
-    ) -> Features:
-        """Messages of the E edges from features of the N nodes."""
+    def forward(self, features: Features, edges: Edges) -> Features:
+        """Sums of the messages to each of the N nodes, from features of the nodes."""
         inputs = (*features, *features)
-        indices: list[Tensor | None] = [*[centers] * len(features), *[neighbors] * len(features)]
+        indices: list[Tensor | None] = [*[edges.centers] * len(features), *[edges.neighbors] * len(features)]
         if self._has_scalars:
-            assert scalars is not None
-            inputs, indices = (*inputs, scalars[:, None, :]), [*indices, None]
-        hidden = self.gate_1(self.linear_1.forward_gathered(inputs, indices, steering))
-        if self.weights is not None:
-            weights = self.weights(scalars)[:, None, :].split(self._channels, dim=2)
+            assert edges.scalars is not None
+            inputs, indices = (*inputs, edges.scalars[:, None, :]), [*indices, None]
+        hidden = self.gate_1(self.linear_1.forward_gathered(inputs, indices, edges.steering))
+        weights = self._weights(edges.scalars, None if self.gate_2 is not None else edges.weights)
+        if self.gate_2 is None:
+            return self.linear_2.forward_summed(hidden, edges.steering, weights, edges.centers, features[0].shape[0])
+        if weights is not None:
             hidden = tuple(x * w for x, w in zip(hidden, weights, strict=True))
-        messages: Features = self.gate_2(self.linear_2(hidden, steering))
-        return messages
+        messages = self.gate_2(self.linear_2(hidden, edges.steering))
+        if edges.weights is not None:
+            messages = tuple(x * edges.weights[:, None, None] for x in messages)
+        return tuple(sum_to(features[0].shape[0], edges.centers, x) for x in messages)
+
+    def _weights(self, scalars: Tensor | None, factor: Tensor | None) -> Features | None:
+        """Weights (E, 1, n) of the second product, times a factor (E,) of the message."""
+        if self.weights is None:
+            return None if factor is None else (factor[:, None, None],) * len(self._n_weights)
+        weights = self.weights(scalars)
+        weights = weights if factor is None else weights * factor[:, None]
+        return tuple(weights[:, None, :].split(self._n_weights, dim=2))
 
 
 class SEGNNLayer(nn.Module):
     r"""One round of messages, aggregation and update, eqs. 3 to 5 of the paper.
 
-    .. math:: m_i = \sum_j w_{ij} m_{ij}, \quad f_i' = f_i + \phi_f(f_i, m_i; a_i)
+    .. math:: f_i' = f_i + \phi_f(f_i, m_i; a_i)
     """
 
     def __init__(self, irreps: o3.Irreps, message: MessageNetwork, irreps_node_attributes: o3.Irreps) -> None:
@@ -96,21 +133,8 @@ class SEGNNLayer(nn.Module):
         self.message = message
         self.update = SteerableMLP(irreps + irreps, irreps_node_attributes, irreps, irreps)
 
-    def forward(
-        self,
-        features: Features,
-        node_steering: Steering,
-        edge_steering: Steering,
-        centers: Tensor,
-        neighbors: Tensor,
-        message_scalars: Tensor | None,
-        edge_weights: Tensor | None,
-    ) -> Features:
-        """Features of the N nodes after this round."""
-        messages = self.message(features, edge_steering, message_scalars, centers, neighbors)
-        if edge_weights is not None:
-            messages = tuple(x * edge_weights[:, None, None] for x in messages)
-        aggregated = tuple(x.new_zeros(node_steering.n_rows, *x.shape[1:]).index_add(0, centers, x) for x in messages)
+    def forward(self, features: Features, aggregated: Features, node_steering: Steering) -> Features:
+        """Features of the N nodes after this round, from those before and the sums of messages."""
         updates = self.update((*features, *aggregated), node_steering)
         return tuple(x + update for x, update in zip(features, updates, strict=True))
 
@@ -123,8 +147,10 @@ class SEGNN(nn.Module):
 
     What differs from the paper's code, for the sake of potentials:
 
+    - The second layer of the messages has no gate, unless `gated_messages`, so that its matrices act on sums of messages
+      instead of on each. `benchmarks/README.md` shows what that costs and what it gains.
     - `message_scalars` may be any functions of the distance (a radial basis) instead of its square, and besides being
-      inputs they multiply the hidden channels of the message by learned weights, without which potentials learn slower.
+      inputs they make learned weights of the second layer's products, without which potentials learn slower.
     - `edge_weights` scale each message before the sum. With an envelope that ends at the cutoff the result is smooth
       when a neighbor enters or leaves, and with it the normalization of the sum is a constant, not a count.
     - No batch, instance or other normalization ties nodes or graphs of a batch to one another.
@@ -138,7 +164,8 @@ class SEGNN(nn.Module):
         degree on the way
     n_layers : rounds of messages
     n_message_scalars : additional invariant inputs of each message
-    n_message_weights_hidden : width of the network from message scalars to channel weights; 0 for no weights
+    n_message_weights_hidden : width of the network from message scalars to weights of products; 0 for no weights
+    gated_messages : a gate after the second layer of the messages too, as in the paper
     task : "node" gives one output per node, "graph" pools them
     pooling : "sum" or "mean" over the nodes of each graph, for the task "graph"
     unit_scalar_attributes : promise that even scalars of all attributes equal 1, which saves their products
@@ -159,6 +186,7 @@ class SEGNN(nn.Module):
         n_layers: int = 3,
         n_message_scalars: int = 0,
         n_message_weights_hidden: int = 0,
+        gated_messages: bool = False,
         task: Literal["node", "graph"] = "node",
         pooling: Literal["sum", "mean"] = "sum",
         unit_scalar_attributes: bool = False,
@@ -180,7 +208,11 @@ class SEGNN(nn.Module):
             SEGNNLayer(
                 hidden,
                 MessageNetwork(
-                    hidden, self.irreps_edge_attributes, hidden, n_message_scalars, n_message_weights_hidden
+                    hidden,
+                    self.irreps_edge_attributes,
+                    n_message_scalars,
+                    n_message_weights_hidden,
+                    gated=gated_messages,
                 ),
                 self.irreps_node_attributes,
             )
@@ -230,17 +262,18 @@ class SEGNN(nn.Module):
         node_steering = Steering(node_attributes, self.irreps_node_attributes, unit_scalar=unit)
         edge_steering = Steering(edge_attributes, self.irreps_edge_attributes, unit_scalar=unit)
         features = self.embedding(split(node_features, self.irreps_in), node_steering)
+        edges = Edges(centers, neighbors, edge_steering, message_scalars, edge_weights)
         for layer in self.layers:
-            features = layer(features, node_steering, edge_steering, centers, neighbors, message_scalars, edge_weights)
+            features = layer(features, layer.message(features, edges), node_steering)
         outputs = flatten(self.readout(features, node_steering))
         if self.task == "node":
             return outputs
         if graph_of_node is None:
             graph_of_node = torch.zeros_like(outputs[:, 0], dtype=torch.int64)
-        pooled = outputs.new_zeros(n_graphs, outputs.shape[1]).index_add(0, graph_of_node, outputs)
+        pooled = sum_to(n_graphs, graph_of_node, outputs)
         if self.pooling == "sum":
             return pooled
-        counts = outputs.new_zeros(n_graphs).index_add(0, graph_of_node, torch.ones_like(outputs[:, 0]))
+        counts = sum_to(n_graphs, graph_of_node, torch.ones_like(outputs[:, 0]))
         return pooled / counts.clamp(min=1)[:, None]
 
 

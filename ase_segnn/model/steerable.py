@@ -38,6 +38,12 @@ def flatten(features: Features) -> Tensor:
     return torch.cat([x.transpose(1, 2).flatten(1) for x in features], dim=1)
 
 
+def sum_to(n_rows: int, index: Tensor, values: Tensor) -> Tensor:
+    """Sum the rows of `values` (n, ...) that have the same `index` (n,): (n_rows, ...)."""
+    total: Tensor = values.new_zeros(n_rows, *values.shape[1:]).index_add(0, index, values)
+    return total
+
+
 class Steering:
     r"""An attribute, and the small matrices by which it steers features; made once, used by every layer.
 
@@ -108,10 +114,17 @@ class SteerableLinear(ModuleWithConstants):
     ----------
     irreps_in, irreps_attributes, irreps_out : entries are kept in the order given
     gain : factor of the initial weights
+    bias : add one to even scalars
     """
 
     def __init__(
-        self, irreps_in: o3.Irreps, irreps_attributes: o3.Irreps, irreps_out: o3.Irreps, *, gain: float = 1.0
+        self,
+        irreps_in: o3.Irreps,
+        irreps_attributes: o3.Irreps,
+        irreps_out: o3.Irreps,
+        *,
+        gain: float = 1.0,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.irreps_in = o3.Irreps(irreps_in)
@@ -139,7 +152,7 @@ class SteerableLinear(ModuleWithConstants):
             self._paths.append(paths)
             spread = gain / math.sqrt(max(row, 1))
             weights.append(nn.Parameter(torch.randn(row, mul_out, dtype=torch.float32) * spread))
-            if ir_out.l == 0 and ir_out.p == 1:
+            if bias and ir_out.l == 0 and ir_out.p == 1:
                 biases[str(entry_out)] = nn.Parameter(torch.zeros(mul_out, dtype=torch.float32))
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterDict(biases)
@@ -200,6 +213,33 @@ class SteerableLinear(ModuleWithConstants):
                 current = outputs[o]
                 outputs[o] = term if current is None else current + term
         return self._finish(outputs, features[0], steering.n_rows)
+
+    def forward_summed(
+        self, features: Features, steering: Steering, factors: Features | None, index: Tensor, n_rows: int
+    ) -> Features:
+        """Do the same and sum the rows of the result that have the same `index`, with the weights applied afterwards.
+
+        The product is linear and its weights are the same for all rows, so they can act on the sums.
+
+        Parameters
+        ----------
+        features : one tensor (n, 2l+1, C) per entry of `irreps_in`
+        steering : with n rows
+        factors : per entry of `irreps_out`, (n, 1, C') that multiplies the steered channels in the order of the
+            weights' rows, or (n, 1, 1) for all of them; None for 1
+        index : (n,) int64, which row of the result each row goes to
+        n_rows : of the result
+        """
+        sums: list[Tensor | None] = []
+        for entry, (paths, weight) in enumerate(zip(self._paths, self.weights, strict=True)):
+            steered = [self._steer(features[path.entry_in], path, steering) for path in paths]
+            if not steered:
+                sums.append(None)
+                continue
+            x = torch.cat(steered, dim=2)
+            x = x if factors is None else x * factors[entry]
+            sums.append(sum_to(n_rows, index, x) @ weight)
+        return self._finish(sums, features[0], n_rows)
 
     def _finish(self, outputs: list[Tensor | None], like: Tensor, n_rows: int) -> Features:
         """Add biases, and zeros for outputs that nothing reaches."""
