@@ -262,21 +262,24 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
         )
     if hashlib.sha256(header_json.encode(errors="replace")).hexdigest() != metadata.get("sha256"):
         raise _corrupted(path, "the checksum of its header is wrong")
+    checked = _parse_header(header, version, path)
+    if checked.units != UNITS:
+        raise PotentialFileError(f"'{path}' has units {checked.units}, ase-segnn reads and writes {UNITS}")
+    return checked, table, n_bytes - _LENGTH_BYTES - n_header
+
+
+def _parse_header(header: dict[str, Any], version: int, path: Path) -> PotentialHeader:
+    match header:
+        case {"format_version": 1, "config": {"network": dict(network)}}:  # all networks had gated messages then
+            network["gated_messages"] = True
     try:
-        if version == 1:  # all networks had gated messages then
-            header["config"]["network"]["gated_messages"] = True
-        checked = PotentialHeader.model_validate(header)
-    except (ValidationError, KeyError, TypeError) as error:
-        problems = str(error)
-        if isinstance(error, ValidationError):
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return PotentialHeader.model_validate(header)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PotentialFileError(
             f"the header of '{path}' does not describe a potential of format {version}: {problems}; "
             "it was not written by ase-segnn"
         ) from error
-    if checked.units != UNITS:
-        raise PotentialFileError(f"'{path}' has units {checked.units}, ase-segnn reads and writes {UNITS}")
-    return checked, table, n_bytes - _LENGTH_BYTES - n_header
 
 
 def _parse_json(text: bytes, path: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class MessageNetwork(nn.Module):
         )
 
     def forward(self, features: Features, edges: Edges) -> Features:
-        """Sums of the messages to each of the N nodes, from features of the nodes."""
+        """Sum the messages to each of the N nodes, made from the nodes' features."""
         inputs = (*features, *features)
         indices: list[Tensor | None] = [*[edges.centers] * len(features), *[edges.neighbors] * len(features)]
         if self._has_scalars:
@@ -147,8 +147,8 @@ class SEGNN(nn.Module):
 
     What differs from the paper's code, for the sake of potentials:
 
-    - The second layer of the messages has no gate, unless `gated_messages`, so that its matrices act on sums of messages
-      instead of on each. `benchmarks/README.md` shows what that costs and what it gains.
+    - The second layer of the messages has no gate, unless `gated_messages`, so that its matrices act on sums of
+      messages instead of on each; `benchmarks/README.md` shows what that costs and what it gains.
     - `message_scalars` may be any functions of the distance (a radial basis) instead of its square, and besides being
       inputs they make learned weights of the second layer's products, without which potentials learn slower.
     - `edge_weights` scale each message before the sum. With an envelope that ends at the cutoff the result is smooth
