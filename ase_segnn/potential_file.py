@@ -270,8 +270,9 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
 
 def _parse_header(header: dict[str, Any], version: int, path: Path) -> PotentialHeader:
     match header:
-        case {"format_version": 1, "config": {"network": dict(network)}}:  # all networks had gated messages then
-            network["gated_messages"] = True
+        case {"format_version": 1, "config": {"network": {"n_radial_hidden": width, **network}}}:
+            # all networks had gated messages then, and one hidden layer between radial basis and weights
+            header["config"]["network"] = {**network, "gated_messages": True, "radial_hidden": [width]}
     try:
         return PotentialHeader.model_validate(header)
     except ValidationError as error:

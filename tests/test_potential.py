@@ -40,7 +40,7 @@ def changed(**changes) -> PotentialConfig:
         {"l_max_attributes": 2},
         {"n_layers": 1},
         {"n_radial": 5},
-        {"n_radial_hidden": 16},
+        {"radial_hidden": (16,)},
         {"envelope_power": 5},
         {"reference_energies": dict.fromkeys(CONFIG.elements, 0.5)},
         {"energy_shifts": {"H": 0.25}},

@@ -135,7 +135,7 @@ TASKS = [{"task": "node"}, {"task": "graph", "pooling": "sum"}, {"task": "graph"
 @pytest.mark.parametrize("gated", [False, True], ids=["linear", "gated"])
 @pytest.mark.parametrize("irreps", NETWORKS.values(), ids=NETWORKS)
 def test_equivariance(irreps, gated, task, kind):
-    options = {"n_layers": 2, "n_message_scalars": 3, "n_message_weights_hidden": 4, "gated_messages": gated}
+    options = {"n_layers": 2, "n_message_scalars": 3, "message_weights_hidden": (4,), "gated_messages": gated}
     model = network(*irreps, **options, **task)
     matrix = orthogonal_matrix(kind)
     inputs = Inputs.random(model)
@@ -177,7 +177,7 @@ def test_accelerations_of_charged_bodies(kind):
 
 @pytest.fixture(params=[False, True], ids=["linear", "gated"])
 def model(request: pytest.FixtureRequest) -> SEGNN:
-    options = {"n_layers": 2, "n_message_scalars": 3, "n_message_weights_hidden": 4, "gated_messages": request.param}
+    options = {"n_layers": 2, "n_message_scalars": 3, "message_weights_hidden": (4,), "gated_messages": request.param}
     return network(*MIXED, **options)
 
 
@@ -237,15 +237,15 @@ def test_a_message_goes_from_neighbor_to_center():
     assert changed.tolist() == [False, False, False, True, False, True, False]  # only 3 has the neighbor 5
 
 
-@pytest.mark.parametrize("width", [0, 4])
-def test_message_scalars_matter(width):
-    model = network(*MIXED, n_layers=1, n_message_scalars=3, n_message_weights_hidden=width)
+@pytest.mark.parametrize("widths", [(), (4,), (5, 4)])
+def test_message_scalars_matter(widths):
+    model = network(*MIXED, n_layers=1, n_message_scalars=3, message_weights_hidden=widths)
     inputs = Inputs.random(model)
     difference = run(model, inputs, message_scalars=inputs.message_scalars + 0.1) - run(model, inputs)
     assert (difference[:6].abs().amax(1) > 1e-4).all()
     assert (difference[6] == 0).all()
     has_weights = any(name.startswith("layers.0.message.weights") for name in model.state_dict())
-    assert has_weights == (width > 0)
+    assert has_weights == (len(widths) > 0)
 
 
 def test_edge_weights_scale_messages(model):
@@ -292,7 +292,7 @@ def test_unit_scalar_attributes_change_nothing_where_scalars_are_1():
 
 def test_linear_messages_are_summed_before_their_weights_act():
     """The sum of messages is that of the messages one by one."""
-    model = network(*MIXED, n_layers=1, n_message_scalars=3, n_message_weights_hidden=4)
+    model = network(*MIXED, n_layers=1, n_message_scalars=3, message_weights_hidden=(4,))
     inputs = Inputs.random(model)
     features = split(randn(7, model.irreps_hidden.dim, seed=8), model.irreps_hidden)
 
@@ -319,7 +319,9 @@ def test_nothing_is_changed_in_place(model):
 
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_every_layer_is_used(n_layers):
-    model = network(*NETWORKS["scalars to vectors"], n_layers=n_layers, n_message_scalars=2, n_message_weights_hidden=4)
+    model = network(
+        *NETWORKS["scalars to vectors"], n_layers=n_layers, n_message_scalars=2, message_weights_hidden=(4,)
+    )
     assert len(model.layers) == n_layers
     model(**vars(Inputs.random(model))).square().sum().backward()
     for name, parameter in model.named_parameters():

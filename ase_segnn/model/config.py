@@ -23,7 +23,7 @@ class NetworkConfig(BaseModel):
     l_max_attributes : highest degree of the attributes that steer
     n_layers : rounds of messages
     n_radial : radial basis functions
-    n_radial_hidden : hidden channels of the network from radial basis to weights of the messages' products
+    radial_hidden : widths of the hidden layers of the network from radial basis to weights of the messages' products
     gated_messages : see `ase_segnn.model.segnn.SEGNN`
     envelope_power : `p` of `ase_segnn.model.radial.polynomial_envelope`
     """
@@ -35,7 +35,7 @@ class NetworkConfig(BaseModel):
     l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
     n_layers: PositiveInt = 3
     n_radial: PositiveInt = 8
-    n_radial_hidden: PositiveInt = 32
+    radial_hidden: tuple[PositiveInt, ...] = (64, 64)
     gated_messages: bool = False
     envelope_power: Annotated[int, Field(ge=3)] = 6
 

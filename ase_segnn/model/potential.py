@@ -90,7 +90,7 @@ class Potential(ModuleWithConstants):
             irreps_edge_attributes=irreps_attributes,
             n_layers=network.n_layers,
             n_message_scalars=network.n_radial,
-            n_message_weights_hidden=network.n_radial_hidden,
+            message_weights_hidden=network.radial_hidden,
             gated_messages=network.gated_messages,
             unit_scalar_attributes=True,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -76,7 +78,7 @@ class MessageNetwork(nn.Module):
         irreps: o3.Irreps,
         irreps_attributes: o3.Irreps,
         n_scalars: int,
-        n_weights_hidden: int,
+        weights_hidden: Sequence[int],
         *,
         gated: bool = False,
     ) -> None:
@@ -90,9 +92,7 @@ class MessageNetwork(nn.Module):
         # per edge and channel: one weight of each hidden channel, or of each of its ways through the second product
         self._n_weights = [mul for mul, _ in irreps] if gated else [weight.shape[0] for weight in self.linear_2.weights]
         self.weights = (
-            _invariant_mlp(n_scalars, n_weights_hidden, sum(self._n_weights))
-            if n_scalars and n_weights_hidden
-            else None
+            _invariant_mlp(n_scalars, *weights_hidden, sum(self._n_weights)) if n_scalars and weights_hidden else None
         )
 
     def forward(self, features: Features, edges: Edges) -> Features:
@@ -164,7 +164,8 @@ class SEGNN(nn.Module):
         degree on the way
     n_layers : rounds of messages
     n_message_scalars : additional invariant inputs of each message
-    n_message_weights_hidden : width of the network from message scalars to weights of products; 0 for no weights
+    message_weights_hidden : widths of the layers of the network from message scalars to weights of products; none for
+        no weights
     gated_messages : a gate after the second layer of the messages too, as in the paper
     task : "node" gives one output per node, "graph" pools them
     pooling : "sum" or "mean" over the nodes of each graph, for the task "graph"
@@ -185,7 +186,7 @@ class SEGNN(nn.Module):
         *,
         n_layers: int = 3,
         n_message_scalars: int = 0,
-        n_message_weights_hidden: int = 0,
+        message_weights_hidden: Sequence[int] = (),
         gated_messages: bool = False,
         task: Literal["node", "graph"] = "node",
         pooling: Literal["sum", "mean"] = "sum",
@@ -211,7 +212,7 @@ class SEGNN(nn.Module):
                     hidden,
                     self.irreps_edge_attributes,
                     n_message_scalars,
-                    n_message_weights_hidden,
+                    message_weights_hidden,
                     gated=gated_messages,
                 ),
                 self.irreps_node_attributes,
@@ -277,11 +278,12 @@ class SEGNN(nn.Module):
         return pooled / counts.clamp(min=1)[:, None]
 
 
-def _invariant_mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
-    """SiLU network of invariants whose outputs start with about unit variance."""
-    first, last = nn.Linear(n_in, n_hidden, dtype=torch.float32), nn.Linear(n_hidden, n_out, dtype=torch.float32)
-    nn.init.normal_(first.weight, std=1 / math.sqrt(n_in))
-    nn.init.normal_(last.weight, std=SILU_NORM / math.sqrt(n_hidden))
-    nn.init.zeros_(first.bias)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(first, nn.SiLU(), last)
+def _invariant_mlp(*widths: int) -> nn.Sequential:
+    """SiLU network of invariants whose outputs start with about unit variance; `widths` of input, layers and output."""
+    modules: list[nn.Module] = []
+    for n_in, n_out in pairwise(widths):
+        linear = nn.Linear(n_in, n_out, dtype=torch.float32)
+        nn.init.normal_(linear.weight, std=(SILU_NORM if modules else 1.0) / math.sqrt(n_in))
+        nn.init.zeros_(linear.bias)
+        modules += [nn.SiLU(), linear] if modules else [linear]
+    return nn.Sequential(*modules)
