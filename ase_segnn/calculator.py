@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,10 +19,14 @@ from numpy.typing import NDArray
 
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.compiled import CompiledPotential
+from ase_segnn.model.edge_kernels import NoCompilerError
+from ase_segnn.model.fused import FusedPotential, why_not_fused
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.neighbors import BACKENDS, VerletList
 from ase_segnn.potential_file import load_potential
 from ase_segnn.potentials import path_of
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
@@ -54,10 +59,12 @@ class SEGNNCalculator(Calculator):
     skin : Å, the neighbor list reaches this far beyond the cutoff, and is reused until atoms or cell have moved so much
         that it could miss a pair; 0 builds it at every step. Results do not depend on it
     backend : of the neighbor list, see `ase_segnn.neighbors`
-    compile : let torch.compile make one fused function of the potential, which pays in long runs: the first evaluation
-        takes one to two minutes more (and so does the first stress), later ones of small structures less than half the
-        time. It serves structures of any size, equals the plain potential up to rounding, which is checked at first
-        use, and needs a C++ compiler such as g++
+    compile : "auto" runs the messages in compiled loops where the potential has them (on a CPU, with as many channels
+        of each degree), which costs a few seconds at the first evaluation, and saves time and memory; it needs a C++
+        compiler such as g++, and goes on without where there is none. True has torch.compile make one function of
+        everything else too, which pays in long runs of small structures: the first evaluation takes up to two minutes
+        more, and so does the first stress. False does neither. Results are the same up to rounding, which is checked
+        at first use
 
     Raises
     ------
@@ -81,7 +88,7 @@ class SEGNNCalculator(Calculator):
         dtype: str = "float32",
         skin: float = 1.0,
         backend: str = "auto",
-        compile: bool = False,  # noqa: A002  # torch's word for it
+        compile: bool | Literal["auto"] = "auto",  # noqa: A002  # torch's word for it
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # ASE's
         self._device = _checked_device(device)
@@ -89,6 +96,8 @@ class SEGNNCalculator(Calculator):
             raise ValueError(f"dtype is 'float32' or 'float64', got {dtype!r}")
         if not (math.isfinite(skin) and skin >= 0):
             raise ValueError(f"skin is a length in Å, zero or more, got {skin!r}; the default is 1.0")
+        if compile not in (True, False, "auto"):
+            raise ValueError(f"compile is True, False or 'auto', got {compile!r}")
         if backend != "auto" and backend not in BACKENDS:
             raise ValueError(f"backend is 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
         if isinstance(potential, Potential):
@@ -102,7 +111,8 @@ class SEGNNCalculator(Calculator):
         self._known = frozenset(atomic_numbers[symbol] for symbol in potential.elements)
         self._skin, self._backend = float(skin), backend
         self._verlet_list = self._new_verlet_list()
-        self._compiled = CompiledPotential(self._potential) if compile else None
+        self._compile: bool | Literal["auto"] = compile
+        self._evaluator: Potential | CompiledPotential | None = None  # made at the first evaluation
         self.parameters.update(
             potential=source, device=str(self._device), dtype=dtype, skin=self._skin, backend=backend, compile=compile
         )
@@ -162,8 +172,8 @@ class SEGNNCalculator(Calculator):
     ) -> Iterator[dict[str, Any]]:
         """Evaluate many structures, several at a time, which is faster than one by one where they are small.
 
-        The calculator's own results and attached atoms stay as they are, and so do the structures. With ``compile``,
-        structures are evaluated one at a time.
+        The calculator's own results and attached atoms stay as they are, and so do the structures. With
+        ``compile=True``, structures are evaluated one at a time.
 
         Parameters
         ----------
@@ -189,7 +199,7 @@ class SEGNNCalculator(Calculator):
         return self._evaluate_many(structures, forces="forces" in properties, stress=stress)
 
     def _evaluate_many(self, structures: Sequence[Atoms], *, forces: bool, stress: bool) -> Iterator[dict[str, Any]]:
-        most_edges = 1 if self._compiled is not None else _EDGES_TOGETHER
+        most_edges = 1 if self._compile is True else _EDGES_TOGETHER
         for start, graphs in self._batches(structures, most_edges):
             whole = graphs[0] if len(graphs) == 1 else AtomicGraph.batch(graphs)
             results = self._evaluate(whole, forces=forces, stress=stress)
@@ -215,10 +225,12 @@ class SEGNNCalculator(Calculator):
     def _evaluate(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> list[dict[str, Any]]:
         """Results of each structure of a graph."""
         try:
-            if self._compiled is not None:
-                return _results(graph, self._compiled.predict(graph, stress=stress))
+            if self._evaluator is None:
+                self._evaluator = self._make_evaluator()
+            if isinstance(self._evaluator, CompiledPotential):
+                return _results(graph, self._evaluator.predict(graph, stress=stress))
             # with the stress the forces come for free, and whoever relaxes a cell asks for both
-            return _results(graph, self._potential.predict(graph, forces=forces or stress, stress=stress))
+            return _results(graph, self._evaluator.predict(graph, forces=forces or stress, stress=stress))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -226,6 +238,23 @@ class SEGNNCalculator(Calculator):
                 f"out of memory on {self._device} for {graph.n_atoms} atoms and {graph.n_edges} edges; use a smaller "
                 "structure, dtype='float32', or another device"
             ) from error
+
+    def _make_evaluator(self) -> Potential | CompiledPotential:
+        """Return the fastest form of the potential that is allowed and possible."""
+        potential = self._potential
+        if self._compile is False:
+            return potential
+        reason = why_not_fused(potential)
+        if reason is None:
+            try:
+                potential = FusedPotential(potential)
+            except NoCompilerError as error:
+                if self._compile is True:
+                    raise
+                _log.warning("%s is evaluated without compiled loops: %s", self._potential_name, error)
+        else:
+            _log.info("%s is evaluated without compiled loops: %s", self._potential_name, reason)
+        return CompiledPotential(potential) if self._compile is True else potential
 
     def _graph(self, atoms: Atoms) -> AtomicGraph:
         pairs = self._verlet_list.update(atoms.positions, atoms.cell.array, atoms.pbc)
@@ -248,14 +277,13 @@ class SEGNNCalculator(Calculator):
         """Leave out the neighbor list and what was compiled: every copy has its own."""
         state = self.__dict__.copy()
         del state["_verlet_list"]
-        state["_compiled"] = self._compiled is not None
+        state["_evaluator"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.results = dict(self.results)
         self._verlet_list = self._new_verlet_list()
-        self._compiled = CompiledPotential(self._potential) if state["_compiled"] else None
 
     def _get_name(self) -> str:
         return "segnn"  # ASE writes it into trajectories and databases

@@ -34,7 +34,7 @@ from ase_segnn.neighbors import neighbor_list
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"
-OURS = ("ase-segnn", "ase-segnn-rebuilt", "ase-segnn-compiled", "ase-segnn-l1-compiled")
+OURS = ("ase-segnn-compiled", "ase-segnn-compiled-rebuilt", "ase-segnn", "ase-segnn-plain")
 
 
 def silicon(n_cells: int) -> Atoms:

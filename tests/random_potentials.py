@@ -8,9 +8,9 @@ from systems import CUTOFF, ELEMENTS
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
 
-# "mixed parity" has features of every parity; "with ZBL" has the natural ones only, as potentials usually do.
-CONFIGS = {
-    name: PotentialConfig(
+
+def _config(irreps: str, l_max: int, *, zbl: bool) -> PotentialConfig:
+    return PotentialConfig(
         elements=ELEMENTS,
         reference_energies=dict(zip(ELEMENTS, (-1.1, -3.3, -2.2, -4.7, -0.4), strict=True)),
         energy_shifts={"H": -0.3, "C": 0.7},
@@ -19,10 +19,17 @@ CONFIGS = {
         zbl=zbl,
         network=NetworkConfig(cutoff=CUTOFF, irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2, n_radial=6),
     )
-    for name, irreps, l_max, zbl in [
-        ("mixed parity", "8x0e+2x0o+4x1o+2x1e+2x2e+2x2o", 2, False),
-        ("with ZBL", "8x0e+4x1o", 1, True),
-    ]
+
+
+# "mixed parity" has features of every parity; "with ZBL" has the natural ones only, as potentials usually do.
+CONFIGS = {
+    "mixed parity": _config("8x0e+2x0o+4x1o+2x1e+2x2e+2x2o", 2, zbl=False),
+    "with ZBL": _config("8x0e+4x1o", 1, zbl=True),
+}
+# With as many channels of each degree, as the compiled loops take them.
+LOOP_CONFIGS = {
+    "natural parity": _config("16x0e+16x1o", 1, zbl=True),
+    "all parities": _config("4x0e+4x0o+4x1o+4x1e+4x2e+4x2o", 2, zbl=False),
 }
 
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from random_potentials import CONFIGS, random_potential
+from random_potentials import CONFIGS, LOOP_CONFIGS, random_potential
 from systems import TOLERANCES, systems
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.compiled import CompiledPotential
+from ase_segnn.model.fused import FusedPotential
 from ase_segnn.model.potential import Potential, Prediction
 
 SYSTEMS = systems()
@@ -23,7 +24,7 @@ FEW_EDGES = {"lone atom", "far dimer"}
 
 
 def frozen(name: str, dtype: torch.dtype = torch.float64) -> Potential:
-    return random_potential(CONFIGS[name]).to(dtype).requires_grad_(False).eval()
+    return random_potential((CONFIGS | LOOP_CONFIGS)[name]).to(dtype).requires_grad_(False).eval()
 
 
 def graph_of(name: str, potential: Potential) -> AtomicGraph:
@@ -80,13 +81,18 @@ def test_calculator_with_compile() -> None:
         assert calculator.results["energy"] == pytest.approx(plain.results["energy"], abs=1e-4)
 
 
-def test_copies_of_a_compiling_calculator_compile() -> None:
-    calculator = SEGNNCalculator(frozen("with ZBL"), device="cpu", compile=True)
-    assert calculator.todict()["compile"] is True
+@pytest.mark.parametrize(
+    ("mode", "kind"), [(True, CompiledPotential), (False, Potential), ("auto", FusedPotential)], ids=str
+)
+def test_copies_of_a_calculator_compile_alike(mode: bool | str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompiledPotential, "predict", lambda self, graph, **_: self._potential.predict(graph))
+    calculator = SEGNNCalculator(frozen("natural parity"), device="cpu", compile=mode)
+    assert calculator.todict()["compile"] == mode
+    calculator.calculate(SYSTEMS["water"])
     for twin in (copy.deepcopy(calculator), pickle.loads(pickle.dumps(calculator))):
-        assert isinstance(twin._compiled, CompiledPotential)
-        assert twin._compiled._potential is twin._potential
-    assert copy.deepcopy(SEGNNCalculator(frozen("with ZBL"), device="cpu"))._compiled is None
+        assert twin._evaluator is None
+        twin.calculate(SYSTEMS["water"])
+        assert type(twin._evaluator) is type(calculator._evaluator) is kind
 
 
 def test_compiling_changes_no_random_numbers() -> None:

@@ -65,7 +65,7 @@ def e3nn_product(layer: SteerableLinear):
         (instruction.i_in1, instruction.i_in2, instruction.i_out): view
         for _, instruction, view in product.weight_views(weight, yield_instruction=True)
     }
-    for entry_out, (paths, own) in enumerate(zip(layer._paths, layer.weights, strict=True)):
+    for entry_out, (paths, own) in enumerate(zip(layer.paths, layer.weights, strict=True)):
         for path in paths:
             entry_attribute, copy = copies[path.copy]
             degrees = (path.l_in, path.l_attribute, path.l_out)

@@ -35,7 +35,7 @@ def make_calculator(potential: str, device: str, dtype: DType, *, compile_it: bo
     """Return the calculator that the options describe."""
     from ase_segnn.calculator import SEGNNCalculator
 
-    return SEGNNCalculator(potential, device=device, dtype=dtype.value, compile=compile_it)
+    return SEGNNCalculator(potential, device=device, dtype=dtype.value, compile=True if compile_it else "auto")
 
 
 def check_outputs(paths: Iterable[Path], *, force: bool) -> None:

@@ -85,9 +85,15 @@ class CompiledPotential:
 
         traced = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example)
         # Inductor's reuse of buffers gives wrong forces here with torch 2.13, on the CPU and with symbolic sizes.
-        options: dict[str, Any] | None = {"allow_buffer_reuse": False} if self._backend == "inductor" else None
+        options: dict[str, Any] | None = (
+            {"allow_buffer_reuse": False, "size_asserts": False} if self._backend == "inductor" else None
+        )
         compiled: Callable[..., list[Tensor]] = torch.compile(
-            traced, backend=self._backend, fullgraph=True, dynamic=True, options=options
+            traced,
+            backend=self._backend,
+            fullgraph=True,
+            dynamic=True,
+            options=options if self._backend == "inductor" else None,
         )
         try:
             with torch.no_grad():

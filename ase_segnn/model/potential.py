@@ -136,21 +136,12 @@ class Potential(ModuleWithConstants):
         directions = (edge_vectors / distances[:, None]).to(self.dtype)
         d = distances.to(self.dtype)
 
-        network = self.config.network
-        envelope = polynomial_envelope(d, network.cutoff, network.envelope_power)
-        n_neighbors = self.config.average_neighbors
+        envelope = polynomial_envelope(d, self.cutoff, self.config.network.envelope_power)
         edge_attributes = self.harmonics(directions)
-        node_attributes = sum_to(graph.n_atoms, centers, edge_attributes[:, 1:] * (envelope / n_neighbors)[:, None])
+        faded = edge_attributes[:, 1:] * (envelope / self.config.average_neighbors)[:, None]
+        node_attributes = sum_to(graph.n_atoms, centers, faded)
         node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
-        outputs = self.network(
-            self.one_hot[species],
-            node_attributes,
-            edge_attributes,
-            centers,
-            neighbors,
-            message_scalars=bessel_basis(d, network.cutoff, network.n_radial),
-            edge_weights=envelope / math.sqrt(n_neighbors),
-        )
+        outputs = self._run_network(graph, self.one_hot[species], node_attributes, edge_attributes, d)
         bonded = -torch.expm1(-sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
         learned = self.energy_shifts[species] + self.config.energy_scale * outputs[:, 0].to(torch.float64)
         energies: Tensor = self.reference_energies[species] + bonded * learned
@@ -158,6 +149,34 @@ class Potential(ModuleWithConstants):
             pair_energies = self.zbl(distances, species[centers], species[neighbors])
             energies = energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
         return energies
+
+    def _run_network(
+        self,
+        graph: AtomicGraph,
+        node_features: Tensor,
+        node_attributes: Tensor,
+        edge_attributes: Tensor,
+        distances: Tensor,
+    ) -> Tensor:
+        """Return the network's output, (N, 1)."""
+        scalars, weights = self.radial_functions(distances)
+        outputs: Tensor = self.network(
+            node_features,
+            node_attributes,
+            edge_attributes,
+            graph.centers,
+            graph.neighbors,
+            message_scalars=scalars,
+            edge_weights=weights,
+        )
+        return outputs
+
+    def radial_functions(self, distances: Tensor) -> tuple[Tensor, Tensor]:
+        """Message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
+        network = self.config.network
+        envelope = polynomial_envelope(distances, network.cutoff, network.envelope_power)
+        scalars = bessel_basis(distances, network.cutoff, network.n_radial)
+        return scalars, envelope / math.sqrt(self.config.average_neighbors)
 
     def predict(
         self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False, create_graph: bool = False

@@ -221,6 +221,11 @@ class SEGNN(nn.Module):
         )
         self.readout = SteerableMLP(hidden, self.irreps_node_attributes, hidden, self.irreps_out)
 
+    @property
+    def rounds(self) -> list[SEGNNLayer]:
+        """The rounds of messages, in their order."""
+        return [layer for layer in self.layers if isinstance(layer, SEGNNLayer)]
+
     def forward(
         self,
         node_features: Tensor,
@@ -264,7 +269,7 @@ class SEGNN(nn.Module):
         edge_steering = Steering(edge_attributes, self.irreps_edge_attributes, unit_scalar=unit)
         features = self.embedding(split(node_features, self.irreps_in), node_steering)
         edges = Edges(centers, neighbors, edge_steering, message_scalars, edge_weights)
-        for layer in self.layers:
+        for layer in self.rounds:
             features = layer(features, layer.message(features, edges), node_steering)
         outputs = flatten(self.readout(features, node_steering))
         if self.task == "node":

@@ -131,7 +131,7 @@ class SteerableLinear(ModuleWithConstants):
         self.irreps_attributes = o3.Irreps(irreps_attributes)
         self.irreps_out = o3.Irreps(irreps_out)
         copies = [ir for mul, ir in self.irreps_attributes for _ in range(mul)]
-        self._paths: list[list[Path]] = []  # per entry of the output
+        self.paths: list[list[Path]] = []  # per entry of the output
         self._n_steered_first: list[int] = []
         weights = []
         biases: dict[str, nn.Parameter] = {}
@@ -149,7 +149,7 @@ class SteerableLinear(ModuleWithConstants):
                 paths.append(Path(entry, copy, l_in, l_attribute, l_out, slice(row, row + mul_in)))
                 row += mul_in
                 self._register_wigner_3j(l_in, l_attribute, l_out)
-            self._paths.append(paths)
+            self.paths.append(paths)
             spread = gain / math.sqrt(max(row, 1))
             weights.append(nn.Parameter(torch.randn(row, mul_out, dtype=torch.float32) * spread))
             if bias and ir_out.l == 0 and ir_out.p == 1:
@@ -169,7 +169,7 @@ class SteerableLinear(ModuleWithConstants):
     def forward(self, features: Features, steering: Steering) -> Features:
         """Map features, one tensor (n, 2l+1, C) per entry of `irreps_in`, to those of `irreps_out`."""
         outputs: list[Tensor | None] = []
-        for paths, n_steered_first, weight in zip(self._paths, self._n_steered_first, self.weights, strict=True):
+        for paths, n_steered_first, weight in zip(self.paths, self._n_steered_first, self.weights, strict=True):
             out = None
             if n_steered_first:
                 steered = [self._steer(features[path.entry_in], path, steering) for path in paths[:n_steered_first]]
@@ -196,12 +196,12 @@ class SteerableLinear(ModuleWithConstants):
         outputs: list[Tensor | None] = [None] * len(self.irreps_out)
         for ir in dict.fromkeys(ir for _, ir in self.irreps_in):
             entries = [entry for entry, (_, ir_in) in enumerate(self.irreps_in) if ir_in == ir]
-            ways = [(o, path) for o, paths in enumerate(self._paths) for path in paths if path.entry_in == entries[0]]
+            ways = [(o, path) for o, paths in enumerate(self.paths) for path in paths if path.entry_in == entries[0]]
             if not ways:
                 continue
             projected: Tensor | None = None
             for entry in entries:
-                used = [(o, path) for o, paths in enumerate(self._paths) for path in paths if path.entry_in == entry]
+                used = [(o, path) for o, paths in enumerate(self.paths) for path in paths if path.entry_in == entry]
                 index = indices[entry]
                 x = features[entry] @ torch.cat([self.weights[o][path.rows] for o, path in used], dim=1)
                 x = x if index is None else x.index_select(0, index)
@@ -231,7 +231,7 @@ class SteerableLinear(ModuleWithConstants):
         n_rows : of the result
         """
         sums: list[Tensor | None] = []
-        for entry, (paths, weight) in enumerate(zip(self._paths, self.weights, strict=True)):
+        for entry, (paths, weight) in enumerate(zip(self.paths, self.weights, strict=True)):
             steered = [self._steer(features[path.entry_in], path, steering) for path in paths]
             if not steered:
                 sums.append(None)

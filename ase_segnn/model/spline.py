@@ -1,0 +1,57 @@
+r"""Quintic splines on equal intervals, for tables of smooth functions.
+
+On the interval from k h to (k + 1) h, with d = (k + u) h,
+
+.. math:: f(d) = \sum_{m=0}^{5} c_{k+m} B_m(u),
+
+where B are the six pieces of the uniform B-spline of degree five. Such a spline has four continuous derivatives, and
+interpolates smooth functions with an error of order h^6 (de Boor, A Practical Guide to Splines, Springer 1978).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Coefficients of 1, u, ..., u^5 in each of the six pieces.
+BASIS = [
+    [power / 120 for power in powers]
+    for powers in [
+        [1, -5, 10, -10, 5, -1],
+        [26, -50, 20, 20, -20, 5],
+        [66, 0, -60, 0, 30, -10],
+        [26, 50, 20, -20, -20, 10],
+        [1, 5, 10, 10, 5, -5],
+        [0, 0, 0, 0, 0, 1],
+    ]
+]
+# Knots beyond both ends: what is assumed outside of them fades by 0.43 per knot on the way to the ends.
+_MARGIN = 48
+
+
+def spline_coefficients(function: Callable[[Tensor], Tensor], length: float, n_intervals: int) -> Tensor:
+    """Coefficients of the spline that equals functions at the ends of all intervals between 0 and `length`.
+
+    Parameters
+    ----------
+    function : (n,) float64 -> (n, ...) float64, smooth also a little below 0 and beyond `length`
+    length : of all intervals together, positive
+    n_intervals : at least 1
+
+    Returns
+    -------
+    (n_intervals + 5, ...) float64; interval k uses those from k to k + 5
+    """
+    n = n_intervals + 1 + 2 * _MARGIN
+    knots = (torch.arange(n, dtype=torch.float64) - _MARGIN) * (length / n_intervals)
+    values = function(knots)
+    weights = [piece[0] for piece in BASIS[:5]]  # of five neighboring coefficients in the value at a knot
+    matrix = sum(
+        torch.diag(torch.full((n - abs(offset),), weight, dtype=torch.float64), offset)
+        for offset, weight in zip(range(-2, 3), weights, strict=True)
+    )
+    assert isinstance(matrix, Tensor)
+    coefficients: Tensor = torch.linalg.solve(matrix, values.flatten(1)).reshape(values.shape)
+    return coefficients[_MARGIN - 2 : _MARGIN + n_intervals + 3]

@@ -1,0 +1,196 @@
+"""The compiled loops give what the plain potential gives: energies, forces, stress, for every system and batch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from random_potentials import LOOP_CONFIGS, random_potential
+from systems import systems
+from torch._inductor.codecache import CppCodeCache
+
+from ase_segnn import SEGNNCalculator
+from ase_segnn.graph import AtomicGraph
+from ase_segnn.model import edge_kernels
+from ase_segnn.model.config import PotentialConfig
+from ase_segnn.model.edge_kernels import EdgeKernels, NoCompilerError
+from ase_segnn.model.fused import FusedPotential, why_not_fused
+from ase_segnn.model.potential import Potential
+
+SYSTEMS = systems()
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-5}
+
+
+def frozen(name: str, dtype: torch.dtype = torch.float64, **network: Any) -> Potential:
+    config = LOOP_CONFIGS[name]
+    config = config.model_copy(update={"network": config.network.model_copy(update=network)})
+    return random_potential(config).to(dtype).requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module", params=LOOP_CONFIGS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def pair(request: pytest.FixtureRequest, name: str) -> tuple[Potential, FusedPotential]:
+    potential = frozen(name, request.param)
+    return potential, FusedPotential(potential)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_results_are_those_of_the_plain_potential(pair: tuple[Potential, FusedPotential], system: str) -> None:
+    plain, _ = pair
+    stress = bool(SYSTEMS[system].cell.rank == 3)
+    graph = AtomicGraph.from_atoms(SYSTEMS[system], plain.cutoff)
+    result, expected = (potential.predict(graph, stress=stress) for potential in pair)
+    for field in ("energy", "atom_energies", "forces", *["stress"] * stress):
+        value, target = getattr(result, field), getattr(expected, field)
+        scale = max(1.0, target.abs().max().item())
+        torch.testing.assert_close(value, target, rtol=0, atol=TOLERANCES[plain.dtype] * scale, msg=field)
+
+
+def test_the_comparison_notices_a_difference() -> None:
+    """What the test above compares depends on every table and matrix of the loops."""
+    plain = frozen("natural parity")
+    fused = FusedPotential(plain)
+    graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
+    expected = plain.predict(graph).forces
+    for tensor in (*fused._tables, *(x for projections in fused._projections for x in projections)):
+        before = tensor.clone()
+        tensor.mul_(1.001)
+        change = (fused.predict(graph).forces - expected).abs().max()
+        tensor.copy_(before)
+        assert change > 1e-7
+
+
+def test_batches_equal_single_structures(pair: tuple[Potential, FusedPotential]) -> None:
+    plain, fused = pair
+    graphs = [AtomicGraph.from_atoms(SYSTEMS[key], plain.cutoff) for key in ("water", "lone atom", "slab", "bulk")]
+    batch = fused.predict(AtomicGraph.batch(graphs))
+    singles = [fused.predict(graph) for graph in graphs]
+    tolerance = TOLERANCES[plain.dtype]
+    torch.testing.assert_close(batch.energy, torch.cat([x.energy for x in singles]), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(batch.forces, torch.cat([x.forces for x in singles]), rtol=tolerance, atol=tolerance)
+
+
+def test_the_number_of_threads_changes_nothing() -> None:
+    fused = FusedPotential(frozen("natural parity"))
+    graph = AtomicGraph.from_atoms(SYSTEMS["bulk"], fused.cutoff)
+    threads, forces = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            forces.append(fused.predict(graph).forces)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(forces[0], forces[1], rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_any_number_of_layers(n_layers: int) -> None:
+    plain = frozen("natural parity", n_layers=n_layers)
+    graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
+    expected = plain.predict(graph).forces
+    torch.testing.assert_close(FusedPotential(plain).predict(graph).forces, expected, rtol=0, atol=1e-10)
+
+
+def test_pairs_beyond_the_cutoff_contribute_nothing(pair: tuple[Potential, FusedPotential]) -> None:
+    plain, fused = pair
+    atoms = SYSTEMS["mixed species"]
+    near, far = (AtomicGraph.from_atoms(atoms, plain.cutoff + skin) for skin in (0.0, 2.0))
+    assert far.n_edges > near.n_edges
+    tolerance = TOLERANCES[plain.dtype]
+    torch.testing.assert_close(fused.predict(far).forces, fused.predict(near).forces, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        ({"gated_messages": True}, "its messages are gated"),
+        ({"radial_hidden": ()}, "it has no radial weights"),
+        ({"irreps_hidden": "8x0e+4x1o"}, "its irreps have different numbers of channels, 4, 8"),
+        ({"irreps_hidden": "6x0e+6x1o"}, "the number of channels, 6, is no multiple of 4"),
+    ],
+)
+def test_networks_without_loops(network: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    potential = frozen("natural parity", **network)
+    assert why_not_fused(potential) == reason
+    with pytest.raises(ValueError, match=f"this potential has no fused form: {reason}"):
+        FusedPotential(potential)
+    calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
+    with caplog.at_level(logging.INFO):
+        calculator.calculate(SYSTEMS["water"], ["forces"])
+    assert f"evaluated without compiled loops: {reason}" in caplog.text
+    expected = potential.predict(AtomicGraph.from_atoms(SYSTEMS["water"], potential.cutoff)).forces
+    np.testing.assert_allclose(calculator.results["forces"], expected, atol=1e-12)
+
+
+def test_the_calculator_uses_the_loops_unless_told_otherwise() -> None:
+    results = {}
+    for mode in ("auto", False):
+        calculator = SEGNNCalculator(frozen("natural parity"), device="cpu", dtype="float64", compile=mode)
+        calculator.calculate(SYSTEMS["mixed species"], ["forces", "stress"])
+        assert isinstance(calculator._evaluator, FusedPotential) == (mode == "auto")
+        results[mode] = calculator.results
+    for key, value in results[False].items():
+        np.testing.assert_allclose(results["auto"][key], value, atol=1e-10)
+
+
+def test_without_a_compiler_the_calculator_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise RuntimeError("no g++ here")
+
+    monkeypatch.setattr(CppCodeCache, "load", load)
+    potential = frozen("natural parity")
+    calculator = SEGNNCalculator(potential, device="cpu")
+    calculator.calculate(SYSTEMS["water"], ["forces"])
+    assert "this potential is evaluated without compiled loops: " in caplog.text
+    assert "no g++ here" in caplog.text
+    with pytest.raises(NoCompilerError, match="no g\\+\\+ here"):
+        SEGNNCalculator(potential, device="cpu", compile=True).calculate(SYSTEMS["water"])
+
+
+def test_wrong_loops_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = EdgeKernels.forward
+
+    def wrong(self: EdgeKernels, *arguments: Any) -> list[torch.Tensor]:
+        return [1.01 * x for x in right(self, *arguments)]
+
+    monkeypatch.setattr(EdgeKernels, "forward", wrong)
+    with pytest.raises(RuntimeError, match=r"(energies|forces) of compiled loops differ from the plain ones by"):
+        FusedPotential(frozen("natural parity"))
+
+
+def test_there_is_no_second_derivative() -> None:
+    fused = FusedPotential(frozen("natural parity"))
+    graph = AtomicGraph.from_atoms(SYSTEMS["water"], fused.cutoff)
+    with pytest.raises(RuntimeError, match="can be differentiated once only"):
+        fused.predict(graph, create_graph=True)
+
+
+def test_making_the_loops_changes_no_random_numbers() -> None:
+    potential = frozen("natural parity")
+    before = torch.random.get_rng_state()
+    FusedPotential(potential)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "lanes"), [(64, torch.float32, 16), (64, torch.float64, 8), (24, torch.float32, 8)]
+)
+def test_vectors_divide_the_channels(channels: int, dtype: torch.dtype, lanes: int) -> None:
+    assert edge_kernels.lanes(channels, dtype) == lanes
+
+
+def test_networks_of_one_shape_share_their_loops() -> None:
+    one, other = (FusedPotential(random_potential(LOOP_CONFIGS["natural parity"], seed=seed)) for seed in (1, 2))
+    assert one._kernels == other._kernels
+    assert isinstance(one.config, PotentialConfig)
+    graph = AtomicGraph.from_atoms(SYSTEMS["water"], one.cutoff)
+    assert (one.predict(graph).energy - other.predict(graph).energy).abs() > 1e-3
