@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Literal
 
 import torch
 from ase.data import atomic_numbers
 from torch import Tensor
+from torch._inductor import compile as inductor_compile
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_segnn.graph import AtomicGraph
@@ -25,20 +26,20 @@ _N_ATOMS, _N_EDGES = 997, 20011
 
 
 class CompiledPotential:
-    """Energy, forces and stress as `Potential.predict` gives them, by functions that torch.compile has made.
+    """Energy, forces and stress as `Potential.predict` gives them, by functions that Inductor has made.
 
-    torch.compile alone does not differentiate inside what it compiles. Here energies and derivatives are traced
-    together into one flat graph of tensor operations with symbolic sizes first. Compiling happens at the first
-    prediction, takes a minute or two, and is not repeated for another number of atoms or edges; what Inductor compiled
-    it keeps on disk for other processes. That first result is compared with the plain one.
+    Energies and derivatives are traced together into one flat graph of tensor operations with symbolic sizes, and that
+    is compiled as it is, without torch.compile's analysis of Python and its checks at every call. Compiling happens at
+    the first prediction, takes up to two minutes, and is not repeated for another number of atoms or edges; what
+    Inductor compiled it keeps on disk for other processes. That first result is compared with the plain one.
 
     Parameters
     ----------
     potential : frozen, in evaluation mode, and not to be changed any more
-    backend : of torch.compile; "inductor" needs a C++ compiler
+    backend : "inductor", which needs a C++ compiler, or "eager" to run the graph operation by operation
     """
 
-    def __init__(self, potential: Potential, *, backend: str = "inductor") -> None:
+    def __init__(self, potential: Potential, *, backend: Literal["inductor", "eager"] = "inductor") -> None:
         self._potential = potential
         self._backend = backend
         self._compiled: dict[bool, Callable[..., list[Tensor]]] = {}
@@ -62,7 +63,7 @@ class CompiledPotential:
             return self._potential.predict(graph, stress=stress)
         function = self._compiled[stress] if stress in self._compiled else self._compile(stress)
         with torch.no_grad():
-            energy, atom_energies, forces, *rest = function(_tensors(graph))
+            energy, atom_energies, forces, *rest = function(*_tensors(graph))
         prediction = Prediction(energy, atom_energies, forces, rest[0] if rest else None)
         if stress not in self._compiled:
             self._compare(prediction, graph, stress)
@@ -73,7 +74,7 @@ class CompiledPotential:
         started = time.perf_counter()
         example = _tensors(self._example())
 
-        def function(tensors: list[Tensor]) -> list[Tensor]:
+        def function(*tensors: Tensor) -> list[Tensor]:
             result = self._potential.predict(AtomicGraph(*tensors), stress=stress)
             assert result.forces is not None
             return [
@@ -83,21 +84,15 @@ class CompiledPotential:
                 *([] if result.stress is None else [result.stress]),
             ]
 
-        traced = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(example)
+        traced = make_fx(function, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
+        if self._backend == "eager":
+            return traced
+        symbolic = [node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"]
         # Inductor's reuse of buffers gives wrong forces here with torch 2.13, on the CPU and with symbolic sizes.
-        options: dict[str, Any] | None = (
-            {"allow_buffer_reuse": False, "size_asserts": False} if self._backend == "inductor" else None
-        )
-        compiled: Callable[..., list[Tensor]] = torch.compile(
-            traced,
-            backend=self._backend,
-            fullgraph=True,
-            dynamic=True,
-            options=options if self._backend == "inductor" else None,
-        )
+        options = {"allow_buffer_reuse": False, "size_asserts": False}
         try:
             with torch.no_grad():
-                compiled(example)
+                compiled: Callable[..., list[Tensor]] = inductor_compile(traced, symbolic, options)
         except RuntimeError as error:
             raise RuntimeError(
                 f"the potential could not be compiled: {error}; compiling needs a C++ compiler such as g++, "

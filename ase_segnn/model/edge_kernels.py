@@ -5,10 +5,8 @@ center and neighbor send, steer, gate, multiply by functions of the distance, st
 of this in registers, so that no array of edges and channels is ever stored. The functions of the distance are splines,
 see `ase_segnn.model.spline`, and what enters the forces is the slope of the spline.
 
-The backward pass computes the message again instead of storing it. Each center gathers the gradients that come to it
-as a center and as a neighbor, the latter along the reversed edge, so no two threads write to the same place and the
-result does not depend on their number. Every edge must therefore have its reverse, and attributes must be spherical
-harmonics, :math:`Y_l(-r) = (-1)^l Y_l(r)`.
+The backward pass computes the message again instead of storing it. Gradients of what neighbors send are added up by
+each thread for itself first, so that no two write to the same place.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from itertools import chain
 from string import Template
 from typing import Any
 
@@ -31,6 +30,7 @@ from ase_segnn.model.steerable import Path
 
 _VECTOR_BYTES = 64
 _FEWEST_LANES = 4  # shorter vectors are no gain
+_MOST_EXTRA_BYTES = 4 * 2**30  # for sums of all threads but one; more threads than that allows are not used
 
 
 def lanes(channels: int, dtype: torch.dtype) -> int:
@@ -95,7 +95,7 @@ class EdgeKernels:
         step : length of an interval, in the unit of the distances
         projected : one tensor (N, 2l+1, 2 S C) per hidden entry
         """
-        sums = self.empty_sums(projected)
+        sums = [x.zero_() for x in self.empty_sums(projected)]
         inputs = self._arguments(edges, table, step, projected)
         self._library.forward(*inputs, _pointers(sums), ctypes.c_int(torch.get_num_threads()))
         return sums
@@ -111,13 +111,18 @@ class EdgeKernels:
         """Return gradients of attributes, distances, weights and each of `projected`, from those of the sums."""
         results = self.empty_gradients(edges, projected)
         gradients = [gradient.contiguous() for gradient in gradients]
+        d_projected = [x.zero_() for x in results[3:]]
+        n_extra = min(torch.get_num_threads() - 1, _MOST_EXTRA_BYTES // max(1, sum(x.nbytes for x in d_projected)))
+        extra = [[torch.zeros_like(x) for x in d_projected] for _ in range(n_extra)]
         self._library.backward(
             *self._arguments(edges, table, step, projected),
             _pointers(gradients),
-            _pointers(results[3:]),
+            _pointers([*d_projected, *chain.from_iterable(extra)]),
             *(ctypes.c_void_p(x.data_ptr()) for x in results[:3]),
-            ctypes.c_int(torch.get_num_threads()),
+            ctypes.c_int(1 + n_extra),
         )
+        for of_thread in extra:
+            torch._foreach_add_(d_projected, of_thread)
         return results
 
     def empty_sums(self, projected: Sequence[Tensor]) -> list[Tensor]:
@@ -314,7 +319,7 @@ extern "C" void forward(GRAPH, T* const* sums, int n_threads) {
 #pragma omp parallel for schedule(dynamic, 8) num_threads(n_threads)
   for (int64_t i = 0; i < n_atoms; ++i) {
     $center
-    $clear
+    $sums
     for (int64_t e = rows[i]; e < rows[i + 1]; ++e) {
       EDGE
       const T* a = attributes + e * $n_attributes;
@@ -331,31 +336,23 @@ extern "C" void forward(GRAPH, T* const* sums, int n_threads) {
 _BACKWARD = Template(r"""
 extern "C" void backward(GRAPH, const T* const* gradients, T* const* d_projected, T* d_attributes, T* d_distances,
                          T* d_weights, int n_threads) {
-#pragma omp parallel for schedule(dynamic, 8) num_threads(n_threads)
-  for (int64_t i = 0; i < n_atoms; ++i) {
-    $clear
-    for (int64_t e = rows[i]; e < rows[i + 1]; ++e) {
-      EDGE
-      {  // the message to i
+  // d_projected has one array per hidden entry for each thread, set to zero
+#pragma omp parallel for schedule(static) num_threads(n_threads)
+  for (int thread = 0; thread < n_threads; ++thread) {
+    T* const* mine = d_projected + thread * $n_entries;
+    for (int64_t i = n_atoms * thread / n_threads; i < n_atoms * (thread + 1) / n_threads; ++i) {
+      $center
+      for (int64_t e = rows[i]; e < rows[i + 1]; ++e) {
+        EDGE
         const T* a = attributes + e * $n_attributes;
         T* da = d_attributes + e * $n_attributes;
-        $as_center
+        $neighbor
         $accumulators
         $scalars
         for (int c = 0; c < $channels; c += $lanes) {
           $vectors
         }
         $finish
-      }
-      {  // the message from i, along the reversed edge
-        const T* r = attributes + e * $n_attributes;
-        const T a[] = {$mirrored};
-        (void)a;
-        $as_neighbor
-        $scalars_mirrored
-        for (int c = 0; c < $channels; c += $lanes) {
-          $vectors_mirrored
-        }
       }
     }
   }
@@ -436,7 +433,7 @@ def _forward(layout: Layout, sizes: dict[str, int]) -> str:
         sizes,
         center=_lines(_rows(layout, "const T* p", "projected", "i", layout.n_slots, 2), 4),
         neighbor=_lines(_rows(layout, "const T* q", "projected", "j", layout.n_slots, 2), 6),
-        clear=_lines(_cleared(layout, "s", "sums", layout.n_products), 4),
+        sums=_lines(_rows(layout, "T* s", "sums", "i", layout.n_products, 1), 4),
         scalars=_lines(scalars, 6),
         vectors=_lines(vectors, 8),
     )
@@ -451,30 +448,23 @@ def _backward(layout: Layout, sizes: dict[str, int]) -> str:
     adjoints = tape.backward(list(edge.sums.values()), gradients, inputs)
     scalars, vectors = tape.statements(adjoints)
     names = iter([tape.name(x) for x in adjoints])
-    vectors += [f"add_to({_slot(layout, key, 0)}, {next(names)});" for key in edge.centers]
+    for key in edge.centers:  # what center and neighbor send is added, so both have the same gradient
+        gradient = next(names)
+        vectors += [f"add_to({_slot(layout, key, side)}, {gradient});" for side in range(2)]
     vectors += [f"v{k} += {next(names)};" for k in varying]
     vectors += [f"vw += {next(names)};"]
     vectors += ["vd += " + " + ".join(f"{next(names)} * radial_slope({f})" for f in range(len(edge.radial))) + ";"]
-
-    tape = Tape()
-    mirrored = _Edge(layout, tape)
-    gradients = [tape.load(f"load({_product(layout, key)})", vector=True) for key in mirrored.sums]
-    adjoints = tape.backward(list(mirrored.sums.values()), gradients, list(mirrored.neighbors.values()))
-    scalars_mirrored, vectors_mirrored = tape.statements(adjoints)
-    for key, x in zip(mirrored.neighbors, adjoints, strict=True):
-        vectors_mirrored.append(f"add_to({_slot(layout, key, 1)}, {tape.name(x)});")
-
-    def pointers(center: str, neighbor: str) -> str:
-        rows = _rows(layout, "const T* p", "projected", center, layout.n_slots, 2)
-        rows += _rows(layout, "const T* q", "projected", neighbor, layout.n_slots, 2)
-        rows += _rows(layout, "const T* s", "gradients", center, layout.n_products, 1)
-        return _lines(rows, 8)
-
     constant = [k for k, degree in enumerate(layout.degrees) if degree == 0]
+    at_center = _rows(layout, "const T* p", "projected", "i", layout.n_slots, 2)
+    at_center += _rows(layout, "T* dp", "mine", "i", layout.n_slots, 2)
+    at_center += _rows(layout, "const T* s", "gradients", "i", layout.n_products, 1)
+    at_neighbor = _rows(layout, "const T* q", "projected", "j", layout.n_slots, 2)
+    at_neighbor += _rows(layout, "T* dq", "mine", "j", layout.n_slots, 2)
     return _BACKWARD.substitute(
         sizes,
-        clear=_lines(_cleared(layout, "d", "d_projected", [2 * n for n in layout.n_slots]), 4),
-        as_center=pointers("i", "j"),
+        n_entries=len(layout.hidden),
+        center=_lines(at_center, 6),
+        neighbor=_lines(at_neighbor, 8),
         accumulators=_lines(["V vd = {}, vw = {};", *(f"V v{k} = {{}};" for k in varying)], 8),
         scalars=_lines(scalars, 8),
         vectors=_lines(vectors, 10),
@@ -484,16 +474,12 @@ def _backward(layout: Layout, sizes: dict[str, int]) -> str:
             + [f"da[{k}] = 0;" for k in constant],
             8,
         ),
-        mirrored=", ".join(f"{'-' if degree % 2 else ''}r[{k}]" for k, degree in enumerate(layout.degrees)),
-        as_neighbor=pointers("j", "i"),
-        scalars_mirrored=_lines(scalars_mirrored, 8),
-        vectors_mirrored=_lines(vectors_mirrored, 10),
     )
 
 
 def _slot(layout: Layout, key: tuple[int, int, int], side: int) -> str:
     entry, m, slot = key
-    return f"d{entry} + {((2 * m + side) * layout.n_slots[entry] + slot) * layout.channels} + c"
+    return f"d{'pq'[side]}{entry} + {((2 * m + side) * layout.n_slots[entry] + slot) * layout.channels} + c"
 
 
 def _product(layout: Layout, key: tuple[int, int, int]) -> str:
@@ -505,15 +491,6 @@ def _rows(layout: Layout, name: str, array: str, row: str, sizes: list[int], fac
     """Pointers to the row of an atom in each of the arrays of hidden entries."""
     return [
         f"{name}{entry} = {array}[{entry}] + {row} * {dim * factor * size * layout.channels};"
-        for entry, (dim, size) in enumerate(zip(layout.dims, sizes, strict=True))
-    ]
-
-
-def _cleared(layout: Layout, name: str, array: str, sizes: list[int]) -> list[str]:
-    """Pointers to rows that are set to zero."""
-    lines = _rows(layout, f"T* {name}", array, "i", sizes, 1)
-    return lines + [
-        f"std::memset({name}{entry}, 0, {dim * size * layout.channels} * sizeof(T));"
         for entry, (dim, size) in enumerate(zip(layout.dims, sizes, strict=True))
     ]
 

@@ -12,12 +12,13 @@ from ase import Atoms
 from ase.data import atomic_numbers
 from torch import Tensor
 
+from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.edge_kernels import EdgeKernels, Layout, why_not
 from ase_segnn.model.potential import Potential
-from ase_segnn.model.segnn import MessageNetwork
+from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
 from ase_segnn.model.spline import spline_coefficients
-from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Features, Steering, flatten, split
+from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Features, SteerableLinear, Steering, flatten, split
 
 # Intervals of the splines of radial functions, for errors below those of rounding.
 _INTERVALS = {torch.float32: 128, torch.float64: 1024}
@@ -29,8 +30,7 @@ _KERNELS: dict[str, EdgeKernels] = {}  # by the hash of their source
 class FusedPotential(Potential):
     """The same potential, evaluated without arrays of edges and channels.
 
-    Takes graphs in which every edge has its reverse, as all neighbor lists of `ase_segnn.neighbors` do. Results can be
-    differentiated once, not twice, so this is not for training.
+    Results can be differentiated once, not twice, so this is not for training.
 
     Parameters
     ----------
@@ -62,6 +62,7 @@ class FusedPotential(Potential):
         self._step = self.cutoff / _INTERVALS[self.dtype]
         self._tables = [self._table(message) for message in messages]
         self._projections = [_projections(Layout(message)) for message in messages]
+        self._rounds = [_merged(layer) for layer in self.network.rounds]
         self._compare(potential)
 
     def _compare(self, plain: Potential) -> None:
@@ -118,14 +119,12 @@ class FusedPotential(Potential):
         edges = [rows, graph.neighbors, edge_attributes.contiguous(), distances, weights]
         steering = Steering(node_attributes, network.irreps_node_attributes, unit_scalar=True)
         features: Features = network.embedding(split(node_features, network.irreps_in), steering)
-        for layer, table, projections in zip(network.rounds, self._tables, self._projections, strict=True):
+        for layer, table, projections in zip(self._rounds, self._tables, self._projections, strict=True):
             projected = [x @ projection for x, projection in zip(features, projections, strict=True)]
             sums: Features = _SumMessages.apply(  # type: ignore[no-untyped-call]
                 self._kernels, self._step, table, len(edges), *edges, *projected
             )
-            matrices = layer.message.linear_2.weights
-            aggregated = tuple(x @ matrix for x, matrix in zip(sums, matrices, strict=True))
-            features = layer(features, aggregated, steering)
+            features = layer(features, sums, steering)
         return flatten(network.readout(features, steering))
 
 
@@ -140,6 +139,28 @@ def _projections(layout: Layout) -> list[Tensor]:
     """Weights that make what centers and neighbors send, (C, 2 S C) per hidden entry."""
     n = len(layout.hidden)
     return [torch.cat([layout.first_weights(entry), layout.first_weights(entry + n)], dim=1) for entry in range(n)]
+
+
+def _merged(layer: SEGNNLayer) -> SEGNNLayer:
+    """Return the same layer, to update from the sums that the loops return.
+
+    The second layer of the messages and the first of the update are both linear, so one matrix does what two did.
+    """
+    message, update = layer.message.linear_2, layer.update.linear_1
+    n = len(message.irreps_out)
+    merged = copy.deepcopy(layer)
+    widths = [(weight.shape[0], ir) for weight, (_, ir) in zip(message.weights, message.irreps_out, strict=True)]
+    with torch.random.fork_rng(devices=[]):
+        first = SteerableLinear(message.irreps_out + o3.Irreps(widths), update.irreps_attributes, update.irreps_out)
+    first.to(message.weights[0].dtype)
+    for new, weight, paths, old in zip(first.weights, update.weights, first.paths, update.paths, strict=True):
+        rows = {(path.entry_in, path.copy): weight[path.rows] for path in old}
+        for path in paths:
+            matrix = rows[path.entry_in, path.copy]
+            new.data[path.rows] = matrix if path.entry_in < n else message.weights[path.entry_in - n] @ matrix
+    first.biases = update.biases
+    merged.update.linear_1 = first.requires_grad_(False)
+    return merged
 
 
 # The loops as operators, so that torch.compile knows what they take and give.

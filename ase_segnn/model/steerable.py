@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -175,8 +176,11 @@ class SteerableLinear(ModuleWithConstants):
                 steered = [self._steer(features[path.entry_in], path, steering) for path in paths[:n_steered_first]]
                 rows = slice(0, paths[n_steered_first - 1].rows.stop)
                 out = (steered[0] if len(steered) == 1 else torch.cat(steered, dim=2)) @ weight[rows]
-            for path in paths[n_steered_first:]:
-                term = self._steer(features[path.entry_in] @ weight[path.rows], path, steering)
+            for _, group in groupby(paths[n_steered_first:], lambda path: (path.l_in, path.copy)):
+                alike = list(group)  # steered alike, so that their weights act together
+                x = [features[path.entry_in] for path in alike]
+                rows = slice(alike[0].rows.start, alike[-1].rows.stop)
+                term = self._steer((x[0] if len(x) == 1 else torch.cat(x, dim=2)) @ weight[rows], alike[0], steering)
                 out = term if out is None else out + term
             outputs.append(out)
         return self._finish(outputs, features[0], steering.n_rows)
