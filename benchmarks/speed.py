@@ -2,11 +2,11 @@
 
     python benchmarks/speed.py --threads 1 --python .venv-mace/bin/python mace-off-small --systems molecule15 si216
 
-measures ase-segnn in the shape of acac-pbe with the neighbor list reused, rebuilt at every call (the peers rebuild
-theirs) and compiled, a smaller network of ours compiled, and each contestant that `--python` names with the interpreter
-that runs it; without one, ours alone. The environments need ``pip install mace-torch`` and ``pip install nequip
-nequip-allegro matscipy``, in folders of their own since they pin different versions of e3nn. Contestants and their
-shapes are in `speed_worker.py`.
+measures ours in the shape of acac-pbe-fast: compiled with the neighbor list reused and rebuilt at every call (the peers
+rebuild theirs), with the default compile="auto" and plain; then each contestant that `--python` names with the
+interpreter that runs it. `--ours` chooses among ours. The environments of the peers need ``pip install mace-torch`` and
+``pip install nequip nequip-allegro matscipy``, in folders of their own since they pin different versions of e3nn.
+Contestants and their shapes are in `speed_worker.py`.
 
 All contestants are built first, then measured in alternation: in each round each gets about a second per system, with
 energy and forces of newly displaced atoms at every evaluation. The table holds medians over the rounds of the median
@@ -34,7 +34,7 @@ from ase_segnn.neighbors import neighbor_list
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"
-OURS = ("ase-segnn-compiled", "ase-segnn-compiled-rebuilt", "ase-segnn", "ase-segnn-plain")
+OURS = ("fast-compiled", "fast-compiled-rebuilt", "fast-auto", "fast-plain", "accurate-compiled")
 
 
 def silicon(n_cells: int) -> Atoms:
@@ -113,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--ours", nargs="+", choices=OURS, default=OURS[:4], help="in the order of the table")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="per contestant, system and round")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["molecule15", "water64", "si216"])
@@ -125,7 +126,7 @@ def main() -> None:
         help="interpreter, then the contestants that it runs; may be given several times",
     )
     arguments = parser.parse_args()
-    jobs = [(name, sys.executable) for name in OURS]
+    jobs = [(name, sys.executable) for name in arguments.ours]
     jobs += [(name, python) for python, *names in arguments.python for name in names]
     with tempfile.TemporaryDirectory() as folder:
         run(jobs, arguments, Path(folder))

@@ -70,8 +70,10 @@ def measure(calculator: Calculator, file: str, seed: int, seconds: float) -> dic
     return {"us_per_atom": 1e6 * statistics.median(times) / len(atoms), "peak_MiB": peak_MiB}
 
 
-def ase_segnn(dtype: str, *, skin: float = 1.0, mode: bool | str = "auto", **shape: object) -> Calculator:
-    """Return ours, in the shape of the shipped potential acac-pbe with the given changes."""
+def ase_segnn(
+    dtype: str, *, like: str = "acac-pbe-fast", skin: float = 1.0, compile_it: bool | str = True
+) -> Calculator:
+    """Return ours, in the shape of a shipped potential."""
     from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
     from ase_segnn.potential_file import read_header
     from ase_segnn.potentials import path_of
@@ -82,10 +84,10 @@ def ase_segnn(dtype: str, *, skin: float = 1.0, mode: bool | str = "auto", **sha
             reference_energies=dict.fromkeys(ELEMENTS, 0.0),
             energy_scale=1e-3,
             average_neighbors=20,
-            network=read_header(path_of("acac-pbe")).config.network.model_copy(update=shape),
+            network=read_header(path_of(like)).config.network,
         )
     )
-    return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin, compile=mode)
+    return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin, compile=compile_it)
 
 
 def mace(dtype: str, *, irreps: str, cutoff: float) -> Calculator:
@@ -192,20 +194,13 @@ def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) 
     return NequIPCalculator.from_compiled_model(path, device="cpu", chemical_species_to_atom_type_map=True)
 
 
-SHAPE = {
-    "irreps_hidden": "64x0e+64x1o",
-    "l_max_attributes": 1,
-    "n_layers": 2,
-    "radial_hidden": (64, 64),
-    "gated_messages": False,
-}
-
 # name -> distribution, and how to build it for a dtype
 CONTESTANTS: dict[str, tuple[str, Callable[[str], Calculator]]] = {
-    "ase-segnn": ("ase-segnn", lambda dtype: ase_segnn(dtype, **SHAPE)),
-    "ase-segnn-compiled": ("ase-segnn", lambda dtype: ase_segnn(dtype, mode=True, **SHAPE)),
-    "ase-segnn-compiled-rebuilt": ("ase-segnn", lambda dtype: ase_segnn(dtype, mode=True, skin=0.0, **SHAPE)),
-    "ase-segnn-plain": ("ase-segnn", lambda dtype: ase_segnn(dtype, mode=False, **SHAPE)),
+    "fast-compiled": ("ase-segnn", ase_segnn),
+    "fast-compiled-rebuilt": ("ase-segnn", lambda dtype: ase_segnn(dtype, skin=0.0)),
+    "fast-auto": ("ase-segnn", lambda dtype: ase_segnn(dtype, compile_it="auto")),
+    "fast-plain": ("ase-segnn", lambda dtype: ase_segnn(dtype, compile_it=False)),
+    "accurate-compiled": ("ase-segnn", lambda dtype: ase_segnn(dtype, like="acac-pbe")),
     "nequip-s-5A": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, preset="S")),
     "nequip-s-6A": ("nequip", lambda dtype: nequip(dtype, cutoff=6.0, preset="S")),
     "nequip-l2": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, num_layers=4, l_max=2, num_features=64)),

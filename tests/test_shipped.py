@@ -14,7 +14,8 @@ from ase.optimize import BFGS
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
-from ase_segnn.potential_file import read_header
+from ase_segnn.model.fused import why_not_fused
+from ase_segnn.potential_file import load_potential, read_header
 from ase_segnn.potentials import path_of, shipped_potentials
 from ase_segnn.training import Recipe, load_recipe
 from ase_segnn.training.data import read_frames
@@ -24,14 +25,18 @@ NAMES = sorted(shipped_potentials())
 MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"
 
 
-def acetylacetone(**options: str | float) -> Atoms:
+def acetylacetone(name: str, **options: str | float) -> Atoms:
     atoms = ase.io.read(MOLECULE)
-    atoms.calc = SEGNNCalculator("acac-pbe", device="cpu", **options)
+    atoms.calc = SEGNNCalculator(name, device="cpu", **options)
     return atoms
 
 
-def test_acac_pbe_is_shipped() -> None:
-    assert "acac-pbe" in NAMES
+def test_what_is_shipped() -> None:
+    assert NAMES == ["acac-pbe", "acac-pbe-fast"]
+
+
+def test_the_fast_potential_runs_in_compiled_loops() -> None:
+    assert why_not_fused(load_potential(path_of("acac-pbe-fast"))) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -68,8 +73,9 @@ def test_errors_on_the_test_sets_are_those_on_the_card(name: str) -> None:
             assert errors[measure] == pytest.approx(header.provenance.errors[data][measure], rel=1e-3)
 
 
-def test_acetylacetone_is_a_minimum_that_relaxation_keeps() -> None:
-    atoms = acetylacetone(dtype="float64")
+@pytest.mark.parametrize("name", NAMES)
+def test_acetylacetone_is_a_minimum_that_relaxation_keeps(name: str) -> None:
+    atoms = acetylacetone(name, dtype="float64")
     assert np.abs(atoms.get_forces()).max() < 0.02
     start = atoms.get_all_distances()
     atoms.rattle(0.05, seed=1)
@@ -79,8 +85,9 @@ def test_acetylacetone_is_a_minimum_that_relaxation_keeps() -> None:
     assert np.abs(atoms.get_all_distances() - start)[:7, :7].max() < 0.05  # methyl groups may turn
 
 
-def test_forces_and_stress_equal_those_of_ase_by_finite_differences() -> None:
-    atoms = acetylacetone(dtype="float64")
+@pytest.mark.parametrize("name", NAMES)
+def test_forces_and_stress_equal_those_of_ase_by_finite_differences(name: str) -> None:
+    atoms = acetylacetone(name, dtype="float64")
     atoms.rattle(0.05, seed=1)
     forces = atoms.get_forces()
     assert np.abs(forces).max() > 0.5
@@ -93,10 +100,11 @@ def test_forces_and_stress_equal_those_of_ase_by_finite_differences() -> None:
 
 
 @pytest.mark.slow
-def test_dynamics_of_acetylacetone_conserves_energy() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_dynamics_of_acetylacetone_conserves_energy(name: str) -> None:
     """2 ps at 300 K: no drift, and no jump where the neighbor list is rebuilt."""
     rng = np.random.default_rng(0)
-    atoms = acetylacetone(skin=0.3)
+    atoms = acetylacetone(name, skin=0.3)
     spread = np.sqrt(atoms.get_masses() * units.kB * 600)  # half of it goes into the potential energy
     atoms.set_momenta(spread[:, None] * rng.standard_normal((15, 3)))
     total, potential = [], []

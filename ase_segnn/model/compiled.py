@@ -75,7 +75,10 @@ class CompiledPotential:
         example = _tensors(self._example())
 
         def function(*tensors: Tensor) -> list[Tensor]:
-            result = self._potential.predict(AtomicGraph(*tensors), stress=stress)
+            graph = AtomicGraph(*tensors)
+            for vectors in (graph.positions, graph.cell_shifts, graph.cell, graph.cell.mT):
+                torch._check(vectors.shape[-1] == 3)  # noqa: SLF001  # always, unlike other sizes
+            result = self._potential.predict(graph, stress=stress)
             assert result.forces is not None
             return [
                 result.energy,
