@@ -1,6 +1,6 @@
 """Write the frames that acac-pbe-fast was trained, validated and tested on, for `nequip_s_acac.yaml`.
 
-    python benchmarks/nequip_frames.py data
+python benchmarks/nequip_frames.py data
 """
 
 from __future__ import annotations

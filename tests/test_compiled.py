@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from compiler import needs_compiler
 from random_potentials import CONFIGS, LOOP_CONFIGS, random_potential
 from systems import TOLERANCES, systems
 
@@ -57,7 +58,7 @@ def check_every_system(potential: Potential, backend: Literal["inductor", "eager
             assert_equal(result, potential.predict(graph, stress=True), potential.dtype)
 
 
-@pytest.mark.parametrize("loops", [False, True])
+@pytest.mark.parametrize("loops", [False, pytest.param(True, marks=needs_compiler)])
 def test_one_function_serves_every_system(loops: bool) -> None:
     check_every_system(FusedPotential(frozen("natural parity")) if loops else frozen("with ZBL"), "eager")
 
@@ -82,6 +83,7 @@ def test_calculator_with_compile() -> None:
         assert calculator.results["energy"] == pytest.approx(plain.results["energy"], abs=1e-4)
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("mode", "kind"), [(True, CompiledPotential), (False, Potential), ("auto", FusedPotential)], ids=str
 )

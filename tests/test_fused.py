@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiler import needs_compiler
 from random_potentials import LOOP_CONFIGS, random_potential
 from systems import systems
 from torch._inductor.codecache import CppCodeCache
@@ -20,6 +21,7 @@ from ase_segnn.model.edge_kernels import EdgeKernels, NoCompilerError
 from ase_segnn.model.fused import FusedPotential, why_not_fused
 from ase_segnn.model.potential import Potential
 
+pytestmark = needs_compiler
 SYSTEMS = systems()
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-5}
 
