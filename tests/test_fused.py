@@ -154,7 +154,7 @@ def test_without_a_compiler_the_calculator_goes_on(
     calculator.calculate(SYSTEMS["water"], ["forces"])
     assert "this potential is evaluated without compiled loops: " in caplog.text
     assert "no g++ here" in caplog.text
-    with pytest.raises(NoCompilerError, match="no g\\+\\+ here"):
+    with pytest.raises(NoCompilerError, match=r"no g\+\+ here; compile=False does without"):
         SEGNNCalculator(potential, device="cpu", compile=True).calculate(SYSTEMS["water"])
 
 
