@@ -1,7 +1,4 @@
-"""Write the frames that acac-pbe-fast was trained, validated and tested on, for `nequip_s_acac.yaml`.
-
-python benchmarks/nequip_frames.py data
-"""
+"""Write the frames of acac-pbe-fast for `nequip_s_acac.yaml`: ``python benchmarks/nequip_frames.py FOLDER``."""
 
 from __future__ import annotations
 

@@ -80,7 +80,9 @@ class EdgeKernels:
         try:
             self._library: Any = CppCodeCache.load(self.source, extra_flags=("-ffp-contract=fast",))
         except (RuntimeError, OSError) as error:
-            raise NoCompilerError(f"compiled loops need a C++ compiler such as g++: {error}; compile=False does without") from error
+            raise NoCompilerError(
+                f"compiled loops need a C++ compiler such as g++: {error}; compile=False does without"
+            ) from error
         self._real = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
 
     def forward(self, edges: Sequence[Tensor], table: Tensor, step: float, projected: Sequence[Tensor]) -> list[Tensor]:
