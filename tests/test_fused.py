@@ -165,7 +165,7 @@ def test_wrong_loops_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return [1.01 * x for x in right(self, *arguments)]
 
     monkeypatch.setattr(EdgeKernels, "forward", wrong)
-    with pytest.raises(RuntimeError, match=r"(energies|forces) of compiled loops differ from the plain ones by"):
+    with pytest.raises(RuntimeError, match=r"(atom_energies|forces) of compiled loops are wrong by"):
         FusedPotential(frozen("natural parity"))
 
 

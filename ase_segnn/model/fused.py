@@ -66,25 +66,29 @@ class FusedPotential(Potential):
         self._compare(potential)
 
     def _compare(self, plain: Potential) -> None:
-        """Stop if energies or forces of a small crystal are not those of the plain potential."""
-        numbers = [atomic_numbers[symbol] for symbol in self.elements]
+        """Stop if energies or forces of a small crystal are not those of the plain potential.
+
+        How much they may differ depends on how far the plain potential itself is from its values in float64: steep
+        potentials magnify rounding.
+        """
         rng = np.random.default_rng(0)
-        side = 1.2 * self.cutoff
-        atoms = Atoms(np.resize(numbers, 12), rng.uniform(0, side, (12, 3)), cell=[side] * 3, pbc=True)
+        spacing = 0.4 * self.cutoff
+        numbers = np.resize([atomic_numbers[symbol] for symbol in self.elements], 12)
+        sites = np.stack(np.meshgrid(range(3), range(2), range(2)), axis=-1).reshape(12, 3)
+        positions = spacing * (sites + rng.uniform(-0.2, 0.2, (12, 3)))
+        atoms = Atoms(numbers, positions, cell=spacing * np.array([3, 3, 3]), pbc=True)
         graph = AtomicGraph.from_atoms(atoms, self.cutoff)
         result, expected = self.predict(graph), plain.predict(graph)
-        assert result.forces is not None
-        assert expected.forces is not None
-        for name, value, target in [
-            ("energies", result.atom_energies, expected.atom_energies),
-            ("forces", result.forces, expected.forces),
-        ]:
-            error, allowed = (value - target).abs().max(), _TOLERANCES[self.dtype] * target.abs().max()
-            if expected.forces.isfinite().all() and not error <= allowed:
+        exact = copy.deepcopy(plain).double().predict(graph)
+        for name in ("atom_energies", "forces"):
+            value, rounded, target = (getattr(prediction, name) for prediction in (result, expected, exact))
+            rounding = (rounded - target).abs().max()
+            allowed = _TOLERANCES[self.dtype] * target.abs().max() + 10 * rounding
+            error = (value - target).abs().max()
+            if target.isfinite().all() and not error <= allowed:
                 raise RuntimeError(
-                    f"{name} of compiled loops differ from the plain ones by {error:.2e}, at most {allowed:.2e} is "
-                    "allowed; use compile=False, and please report this with your versions of torch and of the C++ "
-                    "compiler"
+                    f"{name} of compiled loops are wrong by {error:.2e}, at most {allowed:.2e} is allowed; use "
+                    "compile=False, and please report this with your versions of torch and of the C++ compiler"
                 )
 
     def _table(self, message: MessageNetwork) -> Tensor:
