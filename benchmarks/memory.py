@@ -19,11 +19,12 @@ MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"
 def main() -> None:
     """Run acetylacetone at constant energy and print the peak memory ten times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("potential", nargs="?", default="acac-pbe", help="that knows H, C and O: name or file")
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--compile", action="store_true", help="compile=True instead of 'auto'")
     arguments = parser.parse_args()
     atoms = ase.io.read(MOLECULE)
-    atoms.calc = SEGNNCalculator("acac-pbe-fast", device="cpu", compile=True if arguments.compile else "auto")
+    atoms.calc = SEGNNCalculator(arguments.potential, device="cpu", compile=True if arguments.compile else "auto")
     spread = np.sqrt(atoms.get_masses() * units.kB * 300)
     atoms.set_momenta(spread[:, None] * np.random.default_rng(0).standard_normal((len(atoms), 3)))
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)

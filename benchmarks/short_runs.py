@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/short_runs.py 64x0e+64x1o:2 64x0e+64x1o:2:gated 64x0e+64x1o:3
 
-Each run is that of potentials/acac-pbe-fast.yaml with another network, given as IRREPS:LAYERS or IRREPS:LAYERS:gated,
+Each run is that of acac_small.yaml with another network, given as IRREPS:LAYERS or IRREPS:LAYERS:gated,
 fewer epochs and an average of the weights over fewer steps; attributes have the degrees of the irreps. Learning rates
 are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is evaluated on test frames.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from ase_segnn.training import Recipe, load_recipe, train
 
-RECIPE = Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml"
+RECIPE = Path(__file__).with_name("acac_small.yaml")
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def recipe_for(irreps: str, layers: int, gated: bool, optimizer: str, rate: float, epochs: int) -> Recipe:
-    """Return the recipe of acac-pbe-fast with these changes."""
+    """Return the recipe acac_small.yaml with these changes."""
     raw: dict[str, Any] = load_recipe(RECIPE).model_dump()
     raw["data"]["test"] = {}
     raw["validate_every"] = epochs

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --threads 1 --python .venv-mace/bin/python mace-off-small --systems molecule15 si216
 
-measures ours in the shape of acac-pbe-fast: compiled with the neighbor list reused and rebuilt at every call (the peers
+measures ours with 64x0e+64x1o and 2 layers: compiled with the neighbor list reused and rebuilt at every call (the peers
 rebuild theirs), with the default compile="auto" and plain; then each contestant that `--python` names with the
 interpreter that runs it. `--ours` chooses among ours. The environments of the peers need ``pip install mace-torch`` and
 ``pip install nequip nequip-allegro matscipy``, in folders of their own since they pin different versions of e3nn.

@@ -70,21 +70,21 @@ def measure(calculator: Calculator, file: str, seed: int, seconds: float) -> dic
     return {"us_per_atom": 1e6 * statistics.median(times) / len(atoms), "peak_MiB": peak_MiB}
 
 
-def ase_segnn(
-    dtype: str, *, like: str = "acac-pbe-fast", skin: float = 1.0, compile_it: bool | str = True
-) -> Calculator:
-    """Return ours, in the shape of a shipped potential."""
+def ase_segnn(dtype: str, *, like: str | None = None, skin: float = 1.0, compile_it: bool | str = True) -> Calculator:
+    """Return ours, with 64x0e+64x1o and 2 layers or in the shape of a shipped potential."""
     from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
+    from ase_segnn.model.config import NetworkConfig
     from ase_segnn.potential_file import read_header
     from ase_segnn.potentials import path_of
 
+    small = NetworkConfig(irreps_hidden="64x0e+64x1o", l_max_attributes=1, n_layers=2)
     potential = Potential(
         PotentialConfig(
             elements=tuple(ELEMENTS),
             reference_energies=dict.fromkeys(ELEMENTS, 0.0),
             energy_scale=1e-3,
             average_neighbors=20,
-            network=read_header(path_of(like)).config.network,
+            network=small if like is None else read_header(path_of(like)).config.network,
         )
     )
     return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin, compile=compile_it)

@@ -14,8 +14,7 @@ from ase.optimize import BFGS
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
-from ase_segnn.model.fused import why_not_fused
-from ase_segnn.potential_file import load_potential, read_header
+from ase_segnn.potential_file import read_header
 from ase_segnn.potentials import path_of, shipped_potentials
 from ase_segnn.training import Recipe, load_recipe
 from ase_segnn.training.data import read_frames
@@ -32,11 +31,7 @@ def acetylacetone(name: str, **options: str | float) -> Atoms:
 
 
 def test_what_is_shipped() -> None:
-    assert NAMES == ["acac-pbe", "acac-pbe-fast"]
-
-
-def test_the_fast_potential_runs_in_compiled_loops() -> None:
-    assert why_not_fused(load_potential(path_of("acac-pbe-fast"))) is None
+    assert NAMES == ["acac-pbe"]
 
 
 @pytest.mark.parametrize("name", NAMES)
