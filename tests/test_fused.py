@@ -15,7 +15,7 @@ from torch._inductor.codecache import CppCodeCache
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model import edge_kernels
+from ase_segnn.model import edge_source
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.edge_kernels import EdgeKernels, NoCompilerError
 from ase_segnn.model.fused import FusedPotential, why_not_fused
@@ -187,7 +187,7 @@ def test_making_the_loops_changes_no_random_numbers() -> None:
     ("channels", "dtype", "lanes"), [(64, torch.float32, 16), (64, torch.float64, 8), (24, torch.float32, 8)]
 )
 def test_vectors_divide_the_channels(channels: int, dtype: torch.dtype, lanes: int) -> None:
-    assert edge_kernels.lanes(channels, dtype) == lanes
+    assert edge_source.lanes(channels, dtype) == lanes
 
 
 def test_networks_of_one_shape_share_their_loops() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model.edge_kernels import EdgeKernels, Layout, why_not
+from ase_segnn.model.edge_kernels import EdgeKernels, why_not
+from ase_segnn.model.edge_source import Layout
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
 from ase_segnn.model.spline import spline_coefficients
