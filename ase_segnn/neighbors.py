@@ -199,10 +199,15 @@ class VerletList:
         The number of atoms, the cell and the periodicity may differ from those of the last call.
         """
         x, h, periodic = _checked(positions, cell, pbc)
-        if self._skin == 0:
-            self._builds += 1
-            return self._search(x, h, periodic, self._cutoff)
-        kept = self._kept
+        kept = self._updated(x, h, periodic)
+        return kept.pairs if self._skin == 0 else kept.within(x, h, self._cutoff)
+
+    def update_all(self, positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike) -> NeighborList:
+        """Do the same, but return further pairs up to cutoff + skin as well: the same object as long as it holds."""
+        return self._updated(*_checked(positions, cell, pbc)).pairs
+
+    def _updated(self, x: _Floats, h: _Floats, periodic: _Bools) -> _Kept:
+        kept = None if self._skin == 0 else self._kept
         kept = None if kept is None else kept.moved(x, h, periodic, self._cutoff, self._skin)
         if kept is None:
             self._kept = None
@@ -210,7 +215,7 @@ class VerletList:
             kept = _Kept(x.copy(), h, cell_inverse(h, periodic), periodic, pairs, _components(pairs.cell_shifts))
             self._builds += 1
         self._kept = kept
-        return kept.within(x, h, self._cutoff)
+        return kept
 
     def _search(self, x: _Floats, h: _Floats, periodic: _Bools, cutoff: float) -> NeighborList:
         return neighbor_list(x, h, periodic, cutoff, backend=self._backend, device=self._device)

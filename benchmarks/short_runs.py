@@ -1,10 +1,10 @@
 """Errors on validation frames after short runs of different networks and optimizers; prints a Markdown table.
 
-    OMP_NUM_THREADS=1 python benchmarks/short_runs.py 64x0e+64x1o:2 64x0e+64x1o:2:gated 64x0e+64x1o:3
+    OMP_NUM_THREADS=1 python benchmarks/short_runs.py 64x0e+64x1o:2 64x0e+64x1o:2:gated_messages=true 64x0e+64x1o:3
 
-Each run is that of acac_small.yaml with another network, given as IRREPS:LAYERS or IRREPS:LAYERS:gated,
-fewer epochs and an average of the weights over fewer steps; attributes have the degrees of the irreps. Learning rates
-are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is evaluated on test frames.
+Each run is that of acac_small.yaml with another network, given as IRREPS:LAYERS and any keys of a recipe's network,
+fewer epochs and an average of the weights over fewer steps; attributes have the degrees of the irreps if not given.
+Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is evaluated on test frames.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ase_segnn.training import Recipe, load_recipe, train
 
 RECIPE = Path(__file__).with_name("acac_small.yaml")
@@ -23,27 +25,27 @@ RECIPE = Path(__file__).with_name("acac_small.yaml")
 def main() -> None:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", metavar="IRREPS:LAYERS[:gated]")
+    parser.add_argument("networks", nargs="+", metavar="IRREPS:LAYERS[:KEY=VALUE...]")
     parser.add_argument("--optimizers", nargs="+", default=["muon:0.012"], metavar="OPTIMIZER:LEARNING_RATE")
     parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
     print(f"{arguments.epochs} epochs\n")
-    print("| irreps | layers | messages | optimizer | energy RMSE, meV | forces RMSE, meV/Å | minutes |")
+    print("| irreps | layers | else | optimizer | energy RMSE, meV | forces RMSE, meV/Å | minutes |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for network in arguments.networks:
-        irreps, layers, *gated = network.split(":")
+        irreps, layers, *others = network.split(":")
         for run in arguments.optimizers:
             optimizer, rate = run.split(":")
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                recipe = recipe_for(irreps, int(layers), bool(gated), optimizer, float(rate), arguments.epochs)
+                recipe = recipe_for(irreps, int(layers), others, optimizer, float(rate), arguments.epochs)
                 errors = train(recipe, Path(folder)).errors["validation"]
             minutes = (time.perf_counter() - started) / 60
             energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
             row = [
                 irreps,
                 layers,
-                "gated" if gated else "linear",
+                ", ".join(others),
                 run,
                 f"{energy:.2f}",
                 f"{forces:.2f}",
@@ -52,7 +54,7 @@ def main() -> None:
             print("| " + " | ".join(row) + " |", flush=True)
 
 
-def recipe_for(irreps: str, layers: int, gated: bool, optimizer: str, rate: float, epochs: int) -> Recipe:
+def recipe_for(irreps: str, layers: int, others: list[str], optimizer: str, rate: float, epochs: int) -> Recipe:
     """Return the recipe acac_small.yaml with these changes."""
     raw: dict[str, Any] = load_recipe(RECIPE).model_dump()
     raw["data"]["test"] = {}
@@ -62,7 +64,7 @@ def recipe_for(irreps: str, layers: int, gated: bool, optimizer: str, rate: floa
         "irreps_hidden": irreps,
         "l_max_attributes": l_max,
         "n_layers": layers,
-        "gated_messages": gated,
+        **{key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)},
     }
     key = "learning_rate" if optimizer == "adamw" else "muon_learning_rate"
     raw["optimization"] |= {"optimizer": optimizer, key: rate, "epochs": epochs, "ema_decay": 0.99}

@@ -58,15 +58,13 @@ def check_every_system(potential: Potential, backend: Literal["inductor", "eager
             assert_equal(result, potential.predict(graph, stress=True), potential.dtype)
 
 
-@pytest.mark.parametrize("loops", [False, pytest.param(True, marks=needs_compiler)])
-def test_one_function_serves_every_system(loops: bool) -> None:
-    check_every_system(FusedPotential(frozen("natural parity")) if loops else frozen("with ZBL"), "eager")
+def test_one_function_serves_every_system() -> None:
+    check_every_system(frozen("with ZBL"), "eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loops", [False, True])
-def test_inductor_serves_every_system(loops: bool) -> None:
-    check_every_system(FusedPotential(frozen("natural parity")) if loops else frozen("with ZBL"), "inductor")
+def test_inductor_serves_every_system() -> None:
+    check_every_system(frozen("with ZBL"), "inductor")
 
 
 @pytest.mark.slow
@@ -85,11 +83,20 @@ def test_calculator_with_compile() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("mode", "kind"), [(True, CompiledPotential), (False, Potential), ("auto", FusedPotential)], ids=str
+    ("name", "mode", "kind"),
+    [
+        ("natural parity", True, FusedPotential),
+        ("natural parity", "auto", FusedPotential),
+        ("natural parity", False, Potential),
+        ("with ZBL", True, CompiledPotential),
+        ("with ZBL", "auto", Potential),
+    ],
 )
-def test_copies_of_a_calculator_compile_alike(mode: bool | str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_a_calculator_compile_alike(
+    name: str, mode: bool | str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(CompiledPotential, "predict", lambda self, graph, **_: self._potential.predict(graph))
-    calculator = SEGNNCalculator(frozen("natural parity"), device="cpu", compile=mode)
+    calculator = SEGNNCalculator(frozen(name), device="cpu", compile=mode)
     assert calculator.todict()["compile"] == mode
     calculator.calculate(SYSTEMS["water"])
     for twin in (copy.deepcopy(calculator), pickle.loads(pickle.dumps(calculator))):

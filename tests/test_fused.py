@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from torch._inductor.codecache import CppCodeCache
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model import edge_source
-from ase_segnn.model.config import PotentialConfig
-from ase_segnn.model.edge_kernels import EdgeKernels, NoCompilerError
 from ase_segnn.model.fused import FusedPotential, why_not_fused
+from ase_segnn.model.native import NativeFunction, NoCompilerError
+from ase_segnn.model.native_source import lanes
 from ase_segnn.model.potential import Potential
 
 pytestmark = needs_compiler
@@ -55,18 +55,61 @@ def test_results_are_those_of_the_plain_potential(pair: tuple[Potential, FusedPo
         torch.testing.assert_close(value, target, rtol=0, atol=TOLERANCES[plain.dtype] * scale, msg=field)
 
 
-def test_the_comparison_notices_a_difference() -> None:
-    """What the test above compares depends on every table and matrix of the loops."""
+def test_results_depend_on_every_weight() -> None:
+    """What the test above compares does not only depend on a part of the weights and tables."""
     plain = frozen("natural parity")
     fused = FusedPotential(plain)
     graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
-    expected = plain.predict(graph).forces
-    for tensor in (*fused._tables, *(x for projections in fused._projections for x in projections)):
+    expected = fused.predict(graph).forces
+    constants = fused._function._constants
+    changes = []
+    for tensor in (*constants["tables"], *constants["weights"]):
         before = tensor.clone()
         tensor.mul_(1.001)
-        change = (fused.predict(graph).forces - expected).abs().max()
+        changes.append((fused.predict(graph).forces - expected).abs().max().item())
         tensor.copy_(before)
-        assert change > 1e-7
+    # the scalars that enter the first layer are those of the species: three matrices make a gradient no force needs
+    assert sum(change == 0 for change in changes) == 3
+    assert sorted(changes)[3] > 1e-9
+    torch.testing.assert_close(fused.predict(graph).forces, expected, rtol=0, atol=0)
+
+
+def test_energies_alone_are_the_same(pair: tuple[Potential, FusedPotential]) -> None:
+    plain, fused = pair
+    graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
+    alone = fused.predict(graph, forces=False)
+    assert alone.forces is None
+    assert alone.stress is None
+    assert torch.equal(alone.atom_energies, fused.predict(graph).atom_energies)
+
+
+def test_calls_leave_nothing_behind(pair: tuple[Potential, FusedPotential]) -> None:
+    """The working memory is kept between calls of different sizes and kinds, the results do not depend on that."""
+    plain, fused = pair
+    graphs = [AtomicGraph.from_atoms(SYSTEMS[name], plain.cutoff) for name in ("bulk", "water", "lone atom", "slab")]
+    fresh = [FusedPotential(plain).predict(graph) for graph in graphs]
+    for index in (0, 0, 1, 3, 1, 2, 0, 3, 3):
+        if index == 3:
+            fused.predict(graphs[1], forces=False)
+        again = fused.predict(graphs[index])
+        assert torch.equal(again.energy, fresh[index].energy)
+        assert torch.equal(again.forces, fresh[index].forces)
+
+
+def test_edges_have_to_be_sorted() -> None:
+    fused = FusedPotential(frozen("natural parity"))
+    graph = AtomicGraph.from_atoms(SYSTEMS["water"], fused._potential.cutoff)
+    mixed = replace(graph, **{name: getattr(graph, name).flip(0) for name in ("centers", "neighbors", "cell_shifts")})
+    with pytest.raises(ValueError, match="not sorted by their centers"):
+        fused.predict(mixed)
+
+
+def test_unknown_elements_are_refused() -> None:
+    fused = FusedPotential(frozen("natural parity"))
+    graph = AtomicGraph.from_atoms(SYSTEMS["water"], fused._potential.cutoff)
+    for number in (2, 118):
+        with pytest.raises(IndexError):
+            fused.predict(replace(graph, atomic_numbers=torch.full_like(graph.atomic_numbers, number)))
 
 
 def test_batches_equal_single_structures(pair: tuple[Potential, FusedPotential]) -> None:
@@ -80,16 +123,18 @@ def test_batches_equal_single_structures(pair: tuple[Potential, FusedPotential])
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    fused = FusedPotential(frozen("natural parity"))
-    graph = AtomicGraph.from_atoms(SYSTEMS["bulk"], fused.cutoff)
+    plain = frozen("natural parity")
+    fused = FusedPotential(plain)
+    graph = AtomicGraph.from_atoms(SYSTEMS["bulk"], plain.cutoff)
     threads, forces = torch.get_num_threads(), []
     try:
-        for n in (1, 2):
+        for n in (1, 2, 3):
             torch.set_num_threads(n)
             forces.append(fused.predict(graph).forces)
     finally:
         torch.set_num_threads(threads)
-    torch.testing.assert_close(forces[0], forces[1], rtol=0, atol=1e-13)
+    for other in forces[1:]:
+        torch.testing.assert_close(forces[0], other, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("n_layers", [1, 3])
@@ -159,21 +204,15 @@ def test_without_a_compiler_the_calculator_goes_on(
 
 
 def test_wrong_loops_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = EdgeKernels.forward
+    right = NativeFunction.__call__
 
-    def wrong(self: EdgeKernels, *arguments: Any) -> list[torch.Tensor]:
-        return [1.01 * x for x in right(self, *arguments)]
+    def wrong(self: NativeFunction, *arguments: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+        energies, forces, virials = right(self, *arguments, **options)
+        return energies, 1.01 * forces, virials
 
-    monkeypatch.setattr(EdgeKernels, "forward", wrong)
-    with pytest.raises(RuntimeError, match=r"(atom_energies|forces) of compiled loops are wrong by"):
+    monkeypatch.setattr(NativeFunction, "__call__", wrong)
+    with pytest.raises(RuntimeError, match="forces of compiled loops are wrong by"):
         FusedPotential(frozen("natural parity"))
-
-
-def test_there_is_no_second_derivative() -> None:
-    fused = FusedPotential(frozen("natural parity"))
-    graph = AtomicGraph.from_atoms(SYSTEMS["water"], fused.cutoff)
-    with pytest.raises(RuntimeError, match="can be differentiated once only"):
-        fused.predict(graph, create_graph=True)
 
 
 def test_making_the_loops_changes_no_random_numbers() -> None:
@@ -184,15 +223,14 @@ def test_making_the_loops_changes_no_random_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "dtype", "lanes"), [(64, torch.float32, 16), (64, torch.float64, 8), (24, torch.float32, 8)]
+    ("channels", "dtype", "expected"), [(64, torch.float32, 16), (64, torch.float64, 8), (24, torch.float32, 8)]
 )
-def test_vectors_divide_the_channels(channels: int, dtype: torch.dtype, lanes: int) -> None:
-    assert edge_source.lanes(channels, dtype) == lanes
+def test_vectors_divide_the_channels(channels: int, dtype: torch.dtype, expected: int) -> None:
+    assert lanes(channels, dtype) == expected
 
 
-def test_networks_of_one_shape_share_their_loops() -> None:
+def test_networks_of_one_shape_share_what_is_compiled() -> None:
     one, other = (FusedPotential(random_potential(LOOP_CONFIGS["natural parity"], seed=seed)) for seed in (1, 2))
-    assert one._kernels == other._kernels
-    assert isinstance(one.config, PotentialConfig)
-    graph = AtomicGraph.from_atoms(SYSTEMS["water"], one.cutoff)
+    assert one._function._library is other._function._library
+    graph = AtomicGraph.from_atoms(SYSTEMS["water"], one._potential.cutoff)
     assert (one.predict(graph).energy - other.predict(graph).energy).abs() > 1e-3

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ase_segnn._e3nn import o3, wigner_3j
@@ -44,6 +46,10 @@ class SphericalHarmonics(ModuleWithConstants):
         for degree in range(2, self.l_max + 1):
             harmonics.append(_outer(harmonics[-1], directions) @ getattr(self, f"coupling_{degree}"))
         return torch.cat(harmonics, dim=1)
+
+    def coupling(self, degree: int) -> NDArray[np.float64]:
+        """Return k C that leads to a degree of 2 or more, (3 (2 degree - 1), 2 degree + 1): rows m1, m2, columns m3."""
+        return self._constants[f"coupling_{degree}"][0]
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The C++ source of the loops in `edge_kernels`: the layout of their arrays, the message of an edge, and templates."""
+"""The C++ source of the messages along edges in `native`: the layout of their arrays, and their sum at each atom."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from string import Template
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,6 @@ from ase_segnn.model.expressions import Tape
 from ase_segnn.model.segnn import MessageNetwork
 from ase_segnn.model.spline import BASIS
 from ase_segnn.model.steerable import Path
-
-_VECTOR_BYTES = 64
-
-
-def lanes(channels: int, dtype: torch.dtype) -> int:
-    """Numbers per vector: as many as fit, and divide the channels."""
-    return min(_VECTOR_BYTES // dtype.itemsize, channels & -channels)
 
 
 class Layout:
@@ -68,14 +61,20 @@ class _Edge:
         self.centers: dict[tuple[int, int, int], int] = {}
         self.neighbors: dict[tuple[int, int, int], int] = {}
         self.radial: list[int] = []
-        self.weight = tape.load("message_weights[e]", vector=False)
+        self.weight = tape.load("edges.weights[e]", vector=False)
         self.attributes = [tape.load(f"a[{k}]", vector=False) for k in range(len(layout.degrees))]
         hidden = self._gated(self._first_layer())
         self.sums: dict[tuple[int, int, int], int] = {}
         for entry, paths in enumerate(layout.second):
             for k, path in enumerate(paths):
                 factor = tape.multiply(self.weight, self._next_function())
-                product = self._steer([tape.multiply(factor, x) for x in hidden[path.entry_in]], path)
+                product = steer(
+                    tape,
+                    self.attributes,
+                    layout.starts,
+                    [tape.multiply(factor, x) for x in hidden[path.entry_in]],
+                    path,
+                )
                 self.sums |= {(entry, m, k): x for m, x in enumerate(product)}
 
     def _first_layer(self) -> dict[tuple[int, int], list[int]]:
@@ -89,7 +88,7 @@ class _Edge:
                     inputs = [self._sent(entry, m, slot) for m in range(layout.dims[entry])]
                     if entry == layout.scalars:
                         inputs = [tape.add(inputs[0], self._next_function())]
-                    terms = self._steer(inputs, path)
+                    terms = steer(tape, self.attributes, layout.starts, inputs, path)
                     sums = outputs.get((o, part), [None] * len(terms))
                     outputs[o, part] = [tape.add(x, term) for x, term in zip(sums, terms, strict=True)]
                     slot += 1
@@ -118,56 +117,41 @@ class _Edge:
                 hidden.append([tape.multiply(y, tape.sigmoid(x)) for y in outputs[gate, 0]])
         return hidden
 
-    def _steer(self, x: list[int], path: Path) -> list[int]:
-        """Clebsch-Gordan product with the attribute; a scalar attribute is 1."""
-        tape = self._tape
-        if path.l_attribute == 0:
-            return x
-        symbols = wigner_3j(path.l_in, path.l_attribute, path.l_out) * math.sqrt(2 * path.l_out + 1)
-        attribute = self.attributes[self._layout.starts[path.copy] :]
-        product: list[int | None] = [None] * (2 * path.l_out + 1)
-        for m_out in range(2 * path.l_out + 1):
-            for m_in in range(2 * path.l_in + 1):
-                matrix = None
-                for m in range(2 * path.l_attribute + 1):
-                    symbol = symbols[m_in, m, m_out].item()
-                    if abs(symbol) > _ZERO:
-                        matrix = tape.add(matrix, tape.multiply(tape.constant(symbol), attribute[m]))
-                if matrix is not None:
-                    product[m_out] = tape.add(product[m_out], tape.multiply(x[m_in], matrix))
-        assert None not in product
-        return [y for y in product if y is not None]
-
     def _next_function(self) -> int:
         function = self._tape.load(f"radial({len(self.radial)})", vector=True)
         self.radial.append(function)
         return function
 
 
-_PRELUDE = Template(r"""
-#include <cstdint>
-#include <cstring>
-typedef $real T;
-typedef $integer I;
-typedef T V __attribute__((vector_size($bytes), may_alias));
-typedef I VI __attribute__((vector_size($bytes)));
-static inline V load(const T* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
-static inline void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
-static inline void add_to(T* p, V v) { store(p, load(p) + v); }
-static inline T sum(V v) { T s = 0; for (int k = 0; k < $lanes; ++k) s += v[k]; return s; }
-// exp by x = n log 2 + r, |r| <= log(2)/2, and the power series of exp(r)
-static inline V exponential(V x) {
-  x = x < T($lowest) ? V{} + T($lowest) : x;
-  x = x > T($highest) ? V{} + T($highest) : x;
-  const V n = (x * T(1.4426950408889634) + T($rounding)) - T($rounding);
-  const V r = (x - n * T($log2_high)) - n * T($log2_low);
-  V y = V{} + T($first);
-$series
-  const VI power = (__builtin_convertvector(n, VI) + $bias) << $mantissa;
-  V scale; std::memcpy(&scale, &power, sizeof scale);
-  return y * scale;
-}
-static inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
+def steer(tape: Tape, attributes: Sequence[int], starts: Sequence[int], x: list[int], path: Path) -> list[int]:
+    """Clebsch-Gordan product of components with a copy of the attribute; a scalar attribute is 1."""
+    if path.l_attribute == 0:
+        return x
+    symbols = wigner_3j(path.l_in, path.l_attribute, path.l_out) * math.sqrt(2 * path.l_out + 1)
+    attribute = attributes[starts[path.copy] :]
+    product: list[int | None] = [None] * (2 * path.l_out + 1)
+    for m_out in range(2 * path.l_out + 1):
+        for m_in in range(2 * path.l_in + 1):
+            matrix = None
+            for m in range(2 * path.l_attribute + 1):
+                symbol = symbols[m_in, m, m_out].item()
+                if abs(symbol) > _ZERO:
+                    matrix = tape.add(matrix, tape.multiply(tape.constant(symbol), attribute[m]))
+            if matrix is not None:
+                product[m_out] = tape.add(product[m_out], tape.multiply(x[m_in], matrix))
+    assert None not in product
+    return [y for y in product if y is not None]
+
+
+_FUNCTIONS = Template(r"""
+// What is kept of the edges to atoms within the cutoff; those of atom i are from rows[i] to ends[i].
+struct Edges {
+  const int64_t *rows, *ends, *neighbors;
+  const T *attributes, *distances, *weights;
+  T *d_attributes, *d_distances, *d_weights;
+  int64_t n_intervals;
+  T per_step;
+};
 // functions of the distance: quintic splines, and their slopes
 #define coefficient(f, k) load(knot + (k) * $stride + (f) * $channels + c)
 #define radial(f) (h0 * coefficient(f, 0) + h1 * coefficient(f, 1) + h2 * coefficient(f, 2) \
@@ -175,110 +159,64 @@ static inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
 #define radial_slope(f) (k0 * coefficient(f, 0) + k1 * coefficient(f, 1) + k2 * coefficient(f, 2) \
   + k3 * coefficient(f, 3) + k4 * coefficient(f, 4) + k5 * coefficient(f, 5))
 #define EDGE \
-  const int64_t j = neighbors[e], n_intervals = n_rows - 5; \
-  T x = distances[e] * per_step; \
-  if (!(x < n_intervals)) x = n_intervals;  /* at the cutoff, or not a number */ \
+  const int64_t j = edges.neighbors[e]; \
+  const T* a = edges.attributes + e * $n_attributes; \
+  T x = edges.distances[e] * edges.per_step; \
+  if (!(x < edges.n_intervals)) x = edges.n_intervals;  /* at the cutoff, or not a number */ \
   int64_t interval = (int64_t)x; \
-  if (interval > n_intervals - 1) interval = n_intervals - 1; \
+  if (interval > edges.n_intervals - 1) interval = edges.n_intervals - 1; \
   const T* knot = table + interval * $stride; \
   const T u = x - (T)interval; \
 $basis
-#define GRAPH int64_t n_atoms, const int64_t* rows, const int64_t* neighbors, const T* attributes, \
-  const T* distances, const T* message_weights, const T* table, int64_t n_rows, T per_step, const T* const* projected
-""")
-
-_FORWARD = Template(r"""
-extern "C" void forward(GRAPH, T* const* sums, int n_threads) {
-#pragma omp parallel for schedule(dynamic, 8) num_threads(n_threads)
-  for (int64_t i = 0; i < n_atoms; ++i) {
+// Sums s of the messages to n atoms from i0 on.
+static void sum_messages(const Edges& edges, const T* table, int64_t i0, int64_t n, T* const* projected, T* const* s) {
+  for (int64_t i = i0; i < i0 + n; ++i) {
     $center
     $sums
-    for (int64_t e = rows[i]; e < rows[i + 1]; ++e) {
+    $clear
+    for (int64_t e = edges.rows[i]; e < edges.ends[i]; ++e) {
       EDGE
-      const T* a = attributes + e * $n_attributes;
       $neighbor
       $scalars
-      for (int c = 0; c < $channels; c += $lanes) {
+      for (int c = 0; c < $channels; c += LANES) {
         $vectors
       }
     }
   }
 }
-""")
-
-_BACKWARD = Template(r"""
-extern "C" void backward(GRAPH, const T* const* gradients, T* const* d_projected, T* d_attributes, T* d_distances,
-                         T* d_weights, int n_threads) {
-  // d_projected has one array per hidden entry for each thread, set to zero
-#pragma omp parallel for schedule(static) num_threads(n_threads)
-  for (int thread = 0; thread < n_threads; ++thread) {
-    T* const* mine = d_projected + thread * $n_entries;
-    for (int64_t i = n_atoms * thread / n_threads; i < n_atoms * (thread + 1) / n_threads; ++i) {
-      $center
-      for (int64_t e = rows[i]; e < rows[i + 1]; ++e) {
-        EDGE
-        const T* a = attributes + e * $n_attributes;
-        T* da = d_attributes + e * $n_attributes;
-        $neighbor
-        $accumulators
-        $scalars
-        for (int c = 0; c < $channels; c += $lanes) {
-          $vectors
-        }
-        $finish
+// Adds gradients of what centers and neighbors send to those of one thread, and of edges to those of all layers.
+static void sum_messages_backward(const Edges& edges, const T* table, int64_t i0, int64_t n, T* const* projected,
+                                  T* const* d_s, T* const* d_projected) {
+  for (int64_t i = i0; i < i0 + n; ++i) {
+    $d_center
+    for (int64_t e = edges.rows[i]; e < edges.ends[i]; ++e) {
+      EDGE
+      T* da = edges.d_attributes + e * $n_attributes;
+      $d_neighbor
+      $accumulators
+      $d_scalars
+      for (int c = 0; c < $channels; c += LANES) {
+        $d_vectors
       }
+      $finish
     }
   }
 }
 """)
 
 _ZERO = 1e-12  # of Wigner 3j symbols
-_FLOATS: dict[torch.dtype, dict[str, Any]] = {
-    torch.float32: {
-        "real": "float",
-        "integer": "int32_t",
-        "lowest": "-87.0",
-        "highest": "88.0",
-        "rounding": "12582912.0",  # 1.5 * 2^23: adding it rounds to an integer
-        "log2_high": "0.693359375",
-        "log2_low": "-2.12194440e-4",
-        "bias": 127,
-        "mantissa": 23,
-    },
-    torch.float64: {
-        "real": "double",
-        "integer": "int64_t",
-        "lowest": "-708.0",
-        "highest": "709.0",
-        "rounding": "6755399441055744.0",  # 1.5 * 2^52
-        "log2_high": "0.6931471803691238",
-        "log2_low": "1.9082149292705877e-10",
-        "bias": 1023,
-        "mantissa": 52,
-    },
-}
-_SERIES = {torch.float32: 7, torch.float64: 13}  # highest power
 
 
-def edge_source(layout: Layout, dtype: torch.dtype) -> str:
-    """Return the C++ of both functions, ``forward`` and ``backward``."""
-    channels = layout.channels
-    n_lanes = lanes(channels, dtype)
-    powers = [1 / math.factorial(k) for k in range(_SERIES[dtype] + 1)]
-    sizes = {
-        "channels": channels,
-        "lanes": n_lanes,
-        "n_attributes": len(layout.degrees),
-        "stride": layout.n_functions * channels,
-    }
-    prelude = _PRELUDE.substitute(
-        sizes | _FLOATS[dtype],
-        bytes=n_lanes * dtype.itemsize,
-        first=repr(powers[-1]),
+def edge_source(layout: Layout) -> str:
+    """Return the C++ of the sum of messages, and of its derivative."""
+    forward, backward = _forward(layout), _backward(layout)
+    return _FUNCTIONS.substitute(
+        forward | backward,
         basis=_basis(),
-        series="\n".join(f"  y = y * r + T({power!r});" for power in powers[-2::-1]),
+        stride=layout.n_functions * layout.channels,
+        channels=layout.channels,
+        n_attributes=len(layout.degrees),
     )
-    return prelude + _forward(layout, sizes) + _backward(layout, sizes)
 
 
 def _basis() -> str:
@@ -286,7 +224,7 @@ def _basis() -> str:
     lines = []
     for k, powers in enumerate(BASIS):
         slope = [power * p for p, power in enumerate(powers)][1:]
-        lines.append(f"const T h{k} = {_horner(powers)}, k{k} = ({_horner(slope)}) * per_step;")
+        lines.append(f"const T h{k} = {_horner(powers)}, k{k} = ({_horner(slope)}) * edges.per_step;")
     return " \\\n".join(f"  {line} (void)h{k}; (void)k{k};" for k, line in enumerate(lines)) + " \\\n  (void)j;"
 
 
@@ -297,22 +235,26 @@ def _horner(powers: list[float]) -> str:
     return code
 
 
-def _forward(layout: Layout, sizes: dict[str, int]) -> str:
+def _forward(layout: Layout) -> dict[str, str]:
     tape = Tape()
     edge = _Edge(layout, tape)
     scalars, vectors = tape.statements(list(edge.sums.values()))
     vectors += [f"add_to({_product(layout, key)}, {tape.name(x)});" for key, x in edge.sums.items()]
-    return _FORWARD.substitute(
-        sizes,
-        center=_lines(_rows(layout, "const T* p", "projected", "i", layout.n_slots, 2), 4),
-        neighbor=_lines(_rows(layout, "const T* q", "projected", "j", layout.n_slots, 2), 6),
-        sums=_lines(_rows(layout, "T* s", "sums", "i", layout.n_products, 1), 4),
-        scalars=_lines(scalars, 6),
-        vectors=_lines(vectors, 8),
-    )
+    clear = [
+        f"for (int c = 0; c < {dim * size * layout.channels}; c += LANES) store(s{entry} + c, V{{}});"
+        for entry, (dim, size) in enumerate(zip(layout.dims, layout.n_products, strict=True))
+    ]
+    return {
+        "center": _lines(_rows(layout, "const T* p", "projected", "i", layout.n_slots, 2), 4),
+        "neighbor": _lines(_rows(layout, "const T* q", "projected", "j", layout.n_slots, 2), 6),
+        "sums": _lines(_rows(layout, "T* s", "s", "(i - i0)", layout.n_products, 1), 4),
+        "clear": _lines(clear, 4),
+        "scalars": _lines(scalars, 6),
+        "vectors": _lines(vectors, 8),
+    }
 
 
-def _backward(layout: Layout, sizes: dict[str, int]) -> str:
+def _backward(layout: Layout) -> dict[str, str]:
     tape = Tape()
     edge = _Edge(layout, tape)
     varying = [k for k, degree in enumerate(layout.degrees) if degree > 0]
@@ -327,27 +269,23 @@ def _backward(layout: Layout, sizes: dict[str, int]) -> str:
     vectors += [f"v{k} += {next(names)};" for k in varying]
     vectors += [f"vw += {next(names)};"]
     vectors += ["vd += " + " + ".join(f"{next(names)} * radial_slope({f})" for f in range(len(edge.radial))) + ";"]
-    constant = [k for k, degree in enumerate(layout.degrees) if degree == 0]
     at_center = _rows(layout, "const T* p", "projected", "i", layout.n_slots, 2)
-    at_center += _rows(layout, "T* dp", "mine", "i", layout.n_slots, 2)
-    at_center += _rows(layout, "const T* s", "gradients", "i", layout.n_products, 1)
+    at_center += _rows(layout, "T* dp", "d_projected", "i", layout.n_slots, 2)
+    at_center += _rows(layout, "const T* s", "d_s", "(i - i0)", layout.n_products, 1)
     at_neighbor = _rows(layout, "const T* q", "projected", "j", layout.n_slots, 2)
-    at_neighbor += _rows(layout, "T* dq", "mine", "j", layout.n_slots, 2)
-    return _BACKWARD.substitute(
-        sizes,
-        n_entries=len(layout.hidden),
-        center=_lines(at_center, 6),
-        neighbor=_lines(at_neighbor, 8),
-        accumulators=_lines(["V vd = {}, vw = {};", *(f"V v{k} = {{}};" for k in varying)], 8),
-        scalars=_lines(scalars, 8),
-        vectors=_lines(vectors, 10),
-        finish=_lines(
-            ["d_distances[e] = sum(vd);", "d_weights[e] = sum(vw);"]
-            + [f"da[{k}] = sum(v{k});" for k in varying]
-            + [f"da[{k}] = 0;" for k in constant],
-            8,
+    at_neighbor += _rows(layout, "T* dq", "d_projected", "j", layout.n_slots, 2)
+    return {
+        "d_center": _lines(at_center, 4),
+        "d_neighbor": _lines(at_neighbor, 6),
+        "accumulators": _lines(["V vd = {}, vw = {};", *(f"V v{k} = {{}};" for k in varying)], 6),
+        "d_scalars": _lines(scalars, 6),
+        "d_vectors": _lines(vectors, 8),
+        "finish": _lines(
+            ["edges.d_distances[e] += sum(vd);", "edges.d_weights[e] += sum(vw);"]
+            + [f"da[{k}] += sum(v{k});" for k in varying],
+            6,
         ),
-    )
+    }
 
 
 def _slot(layout: Layout, key: tuple[int, int, int], side: int) -> str:

@@ -46,7 +46,10 @@ class Tape:
         return self._add_node(_Node("sigmoid", (a,), is_vector=True))
 
     def backward(self, outputs: Sequence[int], cotangents: Sequence[int], inputs: Sequence[int]) -> list[int]:
-        """Return, per input, the sum over outputs of cotangent times derivative; for scalars still per channel."""
+        """Return, per input, the sum over outputs of cotangent times derivative; for scalars still per channel.
+
+        Inputs that no output depends on have the derivative 0.
+        """
         depends = set(inputs)
         for index, node in enumerate(self._nodes):
             if not depends.isdisjoint(self._operands(node)):
@@ -54,7 +57,7 @@ class Tape:
         adjoints: dict[int, int] = {}
         for output, cotangent in zip(outputs, cotangents, strict=True):
             adjoints[output] = self.add(adjoints.get(output), cotangent)
-        for index in range(max(adjoints), -1, -1):
+        for index in range(max(adjoints, default=-1), -1, -1):
             if index not in adjoints:
                 continue
             adjoint, node = adjoints[index], self._nodes[index]
@@ -69,7 +72,7 @@ class Tape:
                     falling = self.add(self.constant(1), self.multiply(self.constant(-1), index))
                     term = self.multiply(adjoint, self.multiply(index, falling))
                 adjoints[operand] = self.add(adjoints.get(operand), term)
-        return [adjoints[index] for index in inputs]
+        return [adjoints[index] if index in adjoints else self.constant(0) for index in inputs]
 
     def statements(self, wanted: Sequence[int]) -> tuple[list[str], list[str]]:
         """C++ statements for `wanted`: those of scalars, then those of vectors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,7 +131,7 @@ class Potential(ModuleWithConstants):
         """
         if edge_vectors is None:
             edge_vectors = graph.edge_vectors()
-        centers, neighbors = graph.centers, graph.neighbors
+        centers = graph.centers
         species = self.species_of_number[graph.atomic_numbers]
         distances = torch.linalg.vector_norm(edge_vectors, dim=1)
         directions = (edge_vectors / distances[:, None]).to(self.dtype)
@@ -141,35 +142,29 @@ class Potential(ModuleWithConstants):
         faded = edge_attributes[:, 1:] * (envelope / self.config.average_neighbors)[:, None]
         node_attributes = sum_to(graph.n_atoms, centers, faded)
         node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
-        outputs = self._run_network(graph, self.one_hot[species], node_attributes, edge_attributes, d)
-        bonded = -torch.expm1(-sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
-        learned = self.energy_shifts[species] + self.config.energy_scale * outputs[:, 0].to(torch.float64)
-        energies: Tensor = self.reference_energies[species] + bonded * learned
-        if self.zbl is not None:
-            pair_energies = self.zbl(distances, species[centers], species[neighbors])
-            energies = energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
-        return energies
-
-    def _run_network(
-        self,
-        graph: AtomicGraph,
-        node_features: Tensor,
-        node_attributes: Tensor,
-        edge_attributes: Tensor,
-        distances: Tensor,
-    ) -> Tensor:
-        """Return the network's output, (N, 1)."""
-        scalars, weights = self.radial_functions(distances)
+        scalars, weights = self.radial_functions(d)
         outputs: Tensor = self.network(
-            node_features,
+            self.one_hot[species],
             node_attributes,
             edge_attributes,
-            graph.centers,
+            centers,
             graph.neighbors,
             message_scalars=scalars,
             edge_weights=weights,
         )
-        return outputs
+        bonded = -torch.expm1(-sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
+        learned = self.energy_shifts[species] + self.config.energy_scale * outputs[:, 0].to(torch.float64)
+        energies: Tensor = self.reference_energies[species] + bonded * learned
+        return energies if self.zbl is None else energies + self.repulsion(graph, edge_vectors)
+
+    def repulsion(self, graph: AtomicGraph, edge_vectors: Tensor) -> Tensor:
+        """Return the part of `forward` that is the repulsion of nuclei, (N,) float64, eV; 0 unless ``config.zbl``."""
+        centers, distances = graph.centers, torch.linalg.vector_norm(edge_vectors, dim=1)
+        if self.zbl is None:
+            return edge_vectors.new_zeros(graph.n_atoms)
+        species = self.species_of_number[graph.atomic_numbers]
+        pair_energies = self.zbl(distances, species[centers], species[graph.neighbors])
+        return sum_to(graph.n_atoms, centers, pair_energies / 2)
 
     def radial_functions(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
@@ -196,36 +191,54 @@ class Potential(ModuleWithConstants):
         create_graph : keep what is needed to differentiate the result again, as training does; otherwise all results
             are detached
         """
-        edge_vectors = graph.edge_vectors().detach()
-        if forces or stress:
-            edge_vectors.requires_grad_()
-        with torch.set_grad_enabled(forces or stress or create_graph):
-            atom_energies = self(graph, edge_vectors)
-            energy = _sum_structures(graph, graph.structure, atom_energies)
-            total = atom_energies.sum()
-        atom_forces = stresses = None
-        if forces or stress:
-            (gradient,) = torch.autograd.grad(total, edge_vectors, create_graph=create_graph)
-            if forces:
-                atom_forces = sum_to(graph.n_atoms, graph.centers, gradient)
-                atom_forces = atom_forces.index_add(0, graph.neighbors, gradient, alpha=-1)
-            if stress:
-                stresses = _stress(graph, edge_vectors, gradient)
-        if not create_graph:
-            atom_energies, energy = atom_energies.detach(), energy.detach()
-            stresses = None if stresses is None else stresses.detach()
-        return Prediction(energy, atom_energies, atom_forces, stresses)
+        return differentiate(
+            lambda edge_vectors: self(graph, edge_vectors),
+            graph,
+            forces=forces,
+            stress=stress,
+            create_graph=create_graph,
+        )
+
+
+def differentiate(
+    atom_energies_of: Callable[[Tensor], Tensor],
+    graph: AtomicGraph,
+    *,
+    forces: bool,
+    stress: bool,
+    create_graph: bool = False,
+) -> Prediction:
+    """Do what `Potential.predict` describes for any function from edge vectors (E, 3) to energies of atoms (N,)."""
+    edge_vectors = graph.edge_vectors().detach()
+    if forces or stress:
+        edge_vectors.requires_grad_()
+    with torch.set_grad_enabled(forces or stress or create_graph):
+        atom_energies = atom_energies_of(edge_vectors)
+        energy = sum_structures(graph, graph.structure, atom_energies)
+        total = atom_energies.sum()
+    atom_forces = stresses = None
+    if forces or stress:
+        (gradient,) = torch.autograd.grad(total, edge_vectors, create_graph=create_graph)
+        if forces:
+            atom_forces = sum_to(graph.n_atoms, graph.centers, gradient)
+            atom_forces = atom_forces.index_add(0, graph.neighbors, gradient, alpha=-1)
+        if stress:
+            stresses = _stress(graph, edge_vectors, gradient)
+    if not create_graph:
+        atom_energies, energy = atom_energies.detach(), energy.detach()
+        stresses = None if stresses is None else stresses.detach()
+    return Prediction(energy, atom_energies, atom_forces, stresses)
 
 
 def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tensor:
     products = (edge_vectors[:, :, None] * gradient[:, None, :]).flatten(1)  # (E, 9)
-    virial = _sum_structures(graph, graph.structure[graph.centers], products).unflatten(1, (3, 3))
+    virial = sum_structures(graph, graph.structure[graph.centers], products).unflatten(1, (3, 3))
     volume = torch.linalg.det(graph.cell).abs()
     stress: Tensor = (virial + virial.transpose(1, 2)) / (2 * volume[:, None, None])
     return stress
 
 
-def _sum_structures(graph: AtomicGraph, structure: Tensor, values: Tensor) -> Tensor:
+def sum_structures(graph: AtomicGraph, structure: Tensor, values: Tensor) -> Tensor:
     """Sum the rows of each structure; for a single one without an index, on which Inductor of torch 2.13 stumbles."""
     if graph.n_structures == 1:
         return values.sum(0, keepdim=True)
