@@ -11,7 +11,9 @@ import pytest
 import torch
 import yaml
 from ase import Atoms
+from ase.build import bulk
 from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from ase_segnn import load_potential
 from ase_segnn.calculator import SEGNNCalculator
@@ -48,6 +50,21 @@ def labeled_clusters(n_frames: int = 12, seed: int = 0) -> list[Atoms]:
         atoms.positions = grid + rng.normal(0, 0.1, (n_atoms, 3))
         atoms.calc = LennardJones(sigma=2.3, epsilon=0.1, rc=6.0)
         atoms.get_forces()
+        frames.append(atoms)
+    return frames
+
+
+def labeled_crystals(n_frames: int = 8) -> list[Atoms]:
+    """Strained crystals of argon and neon in cells of two sizes, labeled with stresses as well."""
+    rng = np.random.default_rng(3)
+    frames = []
+    for index in range(n_frames):
+        atoms = bulk("Ar", "fcc", a=3.6, cubic=True) * (1 + index % 2, 1, 1)
+        atoms.symbols[::2] = "Ne"
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.03, (3, 3))), scale_atoms=True)
+        atoms.rattle(0.05, rng=rng)
+        atoms.calc = LennardJones(sigma=2.3, epsilon=0.1, rc=6.0)
+        atoms.get_stress()
         frames.append(atoms)
     return frames
 
@@ -222,6 +239,29 @@ def test_loss_by_hand() -> None:
         assert Loss(potential, w_energy, w_forces)(batch).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_loss_of_stress_by_hand() -> None:
+    potential, frames = tiny_potential(), labeled_crystals(3)
+    batch = LabeledGraph.batch([LabeledGraph.from_atoms(atoms, NETWORK.cutoff, stress=True) for atoms in frames])
+    without = Loss(potential, 2.0, 1.0)(batch).item()
+    terms = []
+    for atoms in frames:
+        predicted = atoms.copy()
+        predicted.calc = SEGNNCalculator(potential, device="cpu", dtype="float64")
+        difference = predicted.get_stress(voigt=False) - atoms.get_stress(voigt=False)
+        terms.append(np.mean((atoms.get_volume() * difference) ** 2) / len(atoms))
+    assert min(terms) > 1e-3
+    assert Loss(potential, 2.0, 1.0, 0.3)(batch).item() == pytest.approx(without + 0.3 * np.mean(terms), rel=1e-9)
+
+
+def test_padding_changes_no_loss_of_stress() -> None:
+    graphs = [LabeledGraph.from_atoms(atoms, NETWORK.cutoff, stress=True) for atoms in labeled_crystals()]
+    loss = Loss(tiny_potential(), 2.0, 1.0, 0.5)
+    collate = training_loader(graphs, 3, 0, pad_with_cutoff=NETWORK.cutoff).collate_fn
+    assert collate is not None
+    parts = graphs[:2]
+    assert loss(collate(parts)).item() == pytest.approx(loss(LabeledGraph.batch(parts)).item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("n_parts", [2, 3])
 def test_padding_changes_nothing(n_parts: int) -> None:
     loss = Loss(tiny_potential(), 2.0, 1.0)
@@ -393,6 +433,36 @@ def test_options_change_the_result(tmp_path: Path, frames_file: Path) -> None:
         recipe = recipe_for(frames_file, optimization=change)
         changed = weights_of(train(recipe, tmp_path / name).potential_path)
         assert any(not torch.equal(plain[key], changed[key]) for key in plain), name
+
+
+def test_stresses_are_learned_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "crystals.xyz"
+    ase.io.write(path, labeled_crystals())
+    results = {}
+    for weight in (0.0, 1.0):
+        changes = {"epochs": 30, "stress_weight": weight, "energy_weight": 0.0, "forces_weight": 0.01}
+        results[weight] = train(recipe_for(path, optimization=changes), tmp_path / str(weight))
+    errors = {weight: result.errors["all"]["stress_RMSE_meV_per_A3"] for weight, result in results.items()}
+    assert errors[1.0] < 0.5 * errors[0.0]
+    assert f"| {errors[1.0]:.2f} |" in results[1.0].card_path.read_text()
+    assert "stress RMSE" not in results[0.0].card_path.read_text()
+    metrics = (tmp_path / "1.0" / "metrics" / "version_0" / "metrics.csv").read_text()
+    assert "validation_stress_RMSE_meV_per_A3" in metrics
+
+
+@pytest.mark.parametrize(("defect", "message"), [("no label", "has no stress"), ("slab", "has a stress but pbc")])
+def test_frames_whose_stress_cannot_be_learned_are_named(tmp_path: Path, defect: str, message: str) -> None:
+    frames = labeled_crystals(4)
+    if defect == "slab":
+        frames[2].pbc = [True, True, False]
+        frames[2].calc = SinglePointCalculator(frames[2], **labeled_crystals(4)[2].calc.results)
+    else:
+        del frames[2].calc.results["stress"]
+    path = tmp_path / "crystals.xyz"
+    ase.io.write(path, frames)
+    with pytest.raises(ValueError, match=f"frame 2 of .*crystals.xyz' {message}"):
+        train(recipe_for(path, data={"validation": 1}, optimization={"stress_weight": 1.0}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

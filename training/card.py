@@ -61,13 +61,16 @@ def _bullets(items: Mapping[str, object]) -> str:
 
 def _error_table(errors: dict[str, dict[str, float]], recipe: Recipe) -> str:
     """Root mean square errors of this potential, followed by published ones of other methods."""
-    rows = ["| data | method | energy RMSE, meV | forces RMSE, meV/Å |", "|---|---|---|---|"]
+    columns = {"energy RMSE, meV": "energy_RMSE_meV", "forces RMSE, meV/Å": "forces_RMSE_meV_per_A"}
+    if recipe.optimization.stress_weight > 0:
+        columns["stress RMSE, meV/Å³"] = "stress_RMSE_meV_per_A3"
+    rows = [_row("data", "method", *columns), "|" + "---|" * (2 + len(columns))]
     for data, measures in errors.items():
-        own = [f"{measures['energy_RMSE_meV']:.2f}", f"{measures['forces_RMSE_meV_per_A']:.2f}"]
+        own = [f"{measures[name]:.2f}" if name in measures else "" for name in columns.values()]
         rows.append(_row(data, f"**{recipe.name}**", *own))
         for method, values in recipe.card.published.get(data, {}).items():
-            energy, _, forces = values.partition("/")
-            rows.append(_row(data, f"{method}, published", energy.strip(), forces.strip()))
+            published = [value.strip() for value in values.split("/")]
+            rows.append(_row(data, f"{method}, published", *published, *[""] * (len(columns) - len(published))))
     return "\n".join(rows)
 
 

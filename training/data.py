@@ -27,21 +27,25 @@ class LabeledGraph:
     graph : the structures
     energy : (B,) float64, eV
     forces : (N, 3) float64, eV/Å
+    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension; zero where it is not learned
     structure_weights : (B,) float64
     """
 
     graph: AtomicGraph
     energy: Tensor
     forces: Tensor
+    stress: Tensor
     structure_weights: Tensor
 
     @classmethod
-    def from_atoms(cls, atoms: Atoms, cutoff: float) -> LabeledGraph:
-        """Take structure and labels of one frame, as checked by `read_frames`."""
+    def from_atoms(cls, atoms: Atoms, cutoff: float, *, stress: bool = False) -> LabeledGraph:
+        """Take structure and labels of one frame, as checked by `read_frames`; the stress only if asked for."""
+        tensor = atoms.get_stress(voigt=False, apply_constraint=False) if stress else np.zeros((3, 3))
         return cls(
             graph=AtomicGraph.from_atoms(atoms, cutoff),
             energy=torch.tensor([atoms.get_potential_energy()], dtype=torch.float64),
             forces=torch.as_tensor(atoms.get_forces(apply_constraint=False), dtype=torch.float64),
+            stress=torch.as_tensor(tensor, dtype=torch.float64)[None],
             structure_weights=torch.ones(1, dtype=torch.float64),
         )
 
@@ -62,7 +66,7 @@ class LabeledGraph:
             structure=torch.zeros(n_atoms, dtype=torch.int64),
         )
         zero = torch.zeros(1, dtype=torch.float64)
-        return cls(graph, zero, torch.zeros(n_atoms, 3, dtype=torch.float64), zero)
+        return cls(graph, zero, torch.zeros_like(graph.positions), torch.zeros_like(graph.cell), zero)
 
     @classmethod
     def batch(cls, parts: Sequence[LabeledGraph]) -> LabeledGraph:
@@ -71,6 +75,7 @@ class LabeledGraph:
             graph=AtomicGraph.batch([part.graph for part in parts]),
             energy=torch.cat([part.energy for part in parts]),
             forces=torch.cat([part.forces for part in parts]),
+            stress=torch.cat([part.stress for part in parts]),
             structure_weights=torch.cat([part.structure_weights for part in parts]),
         )
 
@@ -80,6 +85,7 @@ class LabeledGraph:
             self.graph.to(device),
             self.energy.to(device),
             self.forces.to(device),
+            self.stress.to(device),
             self.structure_weights.to(device),
         )
 
@@ -94,6 +100,28 @@ def read_frames(path: Path, labels: Sequence[str] = ("energy", "forces")) -> lis
         error names file and frame.
     """
     frames = read_structures(path)
+    _check_labels(frames, path, labels)
+    return frames
+
+
+def check_stresses(frames: Sequence[Atoms], path: Path) -> None:
+    """Check that each frame has a stress that can be learned.
+
+    Raises
+    ------
+    ValueError
+        If a frame lacks it, or is not periodic along all three vectors; the error names file and frame.
+    """
+    _check_labels(frames, path, ["stress"])
+    for index, atoms in enumerate(frames):
+        if not atoms.pbc.all() or atoms.cell.rank < 3:
+            raise ValueError(
+                f"frame {index} of '{path}' has a stress but pbc={atoms.pbc.tolist()}; stress is energy per volume and "
+                "needs a cell that is periodic along all three vectors; stress_weight: 0 leaves stresses out"
+            )
+
+
+def _check_labels(frames: Sequence[Atoms], path: Path, labels: Sequence[str]) -> None:
     for index, atoms in enumerate(frames):
         results = atoms.calc.results if atoms.calc is not None else {}
         for label in labels:
@@ -103,7 +131,6 @@ def read_frames(path: Path, labels: Sequence[str] = ("energy", "forces")) -> lis
                 )
             if not np.isfinite(results[label]).all():
                 raise ValueError(f"frame {index} of '{path}' has {label} that are not finite")
-    return frames
 
 
 def split(frames: Sequence[Atoms], n_validation: int, seed: int) -> tuple[list[Atoms], list[Atoms]]:

@@ -19,16 +19,19 @@ from .step import CompiledStep, Loss
 
 logger = logging.getLogger(__name__)
 
+_UNITS = {"energy": ("meV", "meV"), "forces": ("meV/Å", "meV_per_A"), "stress": ("meV/Å³", "meV_per_A3")}
+
 
 class TrainingModule(pl.LightningModule):
-    """Optimizes a potential by the recipe; logs `validation_energy_RMSE_meV` and `validation_forces_RMSE_meV_per_A`."""
+    """Optimizes a potential by the recipe; logs `validation_energy_RMSE_meV` and its like of forces and stress."""
 
     def __init__(self, potential: Potential, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         self.automatic_optimization = False
-        self.loss = Loss(potential, recipe.optimization.energy_weight, recipe.optimization.forces_weight)
-        self._squared_errors = torch.zeros(4, dtype=torch.float64)  # energies: sum, count; forces: sum, count
+        weights = recipe.optimization
+        self.loss = Loss(potential, weights.energy_weight, weights.forces_weight, weights.stress_weight)
+        self._squared_errors: dict[str, list[Tensor]] = {}  # label -> those of each batch
         self._compiled_step: CompiledStep | None = None
 
     @property
@@ -77,32 +80,24 @@ class TrainingModule(pl.LightningModule):
         return loss.detach()
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the sums of the validation before."""
-        self._squared_errors = torch.zeros(4, dtype=torch.float64, device=self.device)
+        """Forget the errors of the validation before."""
+        self._squared_errors = {}
 
     def validation_step(self, batch: LabeledGraph, batch_idx: int) -> None:
-        """Add up squared errors."""
-        prediction = self.potential.predict(batch.graph)
-        assert prediction.forces is not None
-        energy, forces = prediction.energy - batch.energy, prediction.forces - batch.forces
-        self._squared_errors = self._squared_errors + torch.stack(
-            [
-                energy.square().sum(),
-                energy.new_tensor(energy.numel()),
-                forces.square().sum(),
-                energy.new_tensor(forces.numel()),
-            ]
-        )
+        """Collect squared errors."""
+        names = ["energy", "forces", *["stress"] * (self.loss.stress_weight > 0)]
+        prediction = self.potential.predict(batch.graph, stress="stress" in names)
+        for name in names:
+            squared = (getattr(prediction, name) - getattr(batch, name)).square().flatten()
+            self._squared_errors.setdefault(name, []).append(squared)
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors of the averaged weights."""
-        energy, n_energy, forces, n_forces = self._squared_errors.tolist()
-        errors = {
-            "validation_energy_RMSE_meV": 1e3 * math.sqrt(energy / n_energy),
-            "validation_forces_RMSE_meV_per_A": 1e3 * math.sqrt(forces / n_forces),
-        }
-        logger.info("epoch %d: validation RMSE %.2f meV, %.2f meV/Å", self.current_epoch + 1, *errors.values())
-        self.log_dict({name: torch.tensor(value) for name, value in errors.items()}, prog_bar=True)
+        errors = {name: 1e3 * torch.cat(parts).mean().sqrt() for name, parts in self._squared_errors.items()}
+        shown = ", ".join(f"{error:.2f} {_UNITS[name][0]}" for name, error in errors.items())
+        logger.info("epoch %d: validation RMSE %s", self.current_epoch + 1, shown)
+        named = {f"validation_{name}_RMSE_{_UNITS[name][1]}": error for name, error in errors.items()}
+        self.log_dict(named, prog_bar=True)
 
     def transfer_batch_to_device(self, batch: LabeledGraph, device: torch.device, dataloader_idx: int) -> LabeledGraph:
         """Move a batch, float64 as it is."""

@@ -56,6 +56,8 @@ class OptimizationSection(_Section):
     gradient_clip : largest norm of the gradient
     energy_weight : of the mean of (ΔE)² / atoms, in Å⁻²
     forces_weight : of the mean square of the force components
+    stress_weight : of the mean of (V Δσ)² / atoms over components, in Å⁻²; with 0 stresses are not looked at, otherwise
+        every frame to train or validate on needs one
     """
 
     epochs: PositiveInt = 100
@@ -69,6 +71,7 @@ class OptimizationSection(_Section):
     gradient_clip: PositiveFloat = 1.0
     energy_weight: NonNegativeFloat = 10.0
     forces_weight: NonNegativeFloat = 1.0
+    stress_weight: NonNegativeFloat = 0.0
 
 
 class CardSection(_Section):

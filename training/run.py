@@ -30,6 +30,7 @@ from ase_segnn.potential_file import Provenance, save_potential
 from .card import write_card
 from .data import (
     LabeledGraph,
+    check_stresses,
     elements_of,
     isolated_atom_energies,
     least_squares_energies,
@@ -127,6 +128,8 @@ class _Data:
         settings = recipe.data
         paths = {name: locate(name, settings.folder) for name in (settings.train, *settings.test.values())}
         frames = {name: read_frames(path) for name, path in paths.items()}
+        if recipe.optimization.stress_weight > 0:
+            check_stresses(frames[settings.train], paths[settings.train])
         training, validation = split(frames[settings.train], settings.validation, recipe.seed)
         elements = elements_of(frames[settings.train])
         for name in settings.test.values():
@@ -174,8 +177,9 @@ def _new_potential(recipe: Recipe, data: _Data) -> Potential:
 
 def _fit(recipe: Recipe, potential: Potential, data: _Data, output: Path, checkpoint: Path | None) -> None:
     settings, cutoff = recipe.optimization, recipe.network.cutoff
-    training = [LabeledGraph.from_atoms(atoms, cutoff) for atoms in data.training]
-    validation = [LabeledGraph.from_atoms(atoms, cutoff) for atoms in data.validation]
+    stress = settings.stress_weight > 0
+    training = [LabeledGraph.from_atoms(atoms, cutoff, stress=stress) for atoms in data.training]
+    validation = [LabeledGraph.from_atoms(atoms, cutoff, stress=stress) for atoms in data.validation]
     logger.info(
         "%s: %d training and %d validation frames, %d weights",
         recipe.name,

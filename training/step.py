@@ -17,37 +17,48 @@ from .data import LabeledGraph
 
 
 class Loss(nn.Module):
-    r"""Weighted errors of energies and forces.
+    r"""Weighted errors of energies, forces and virials, which are stresses times volume V.
 
     .. math::
         L = w_E \left\langle \Delta E^2 / n \right\rangle_\text{structures}
           + w_F \left\langle \Delta F^2 \right\rangle_\text{components}
+          + w_S \left\langle (V \Delta\sigma)^2 / n \right\rangle_\text{structures, 9 components}
 
-    The squared error of an energy is divided by its number of atoms n, not by n²: errors of atoms are nearly
-    independent, so their variances add up and every structure then counts alike.
+    The squared error of an energy or a virial is divided by its number of atoms n, not by n²: errors of atoms are
+    nearly independent, so their variances add up and every structure then counts alike.
 
     Parameters
     ----------
     potential : its weights are what the gradient is for
     energy_weight : :math:`w_E`, in Å⁻²
     forces_weight : :math:`w_F`
+    stress_weight : :math:`w_S`, in Å⁻²; 0 computes no stress
     """
 
-    def __init__(self, potential: Potential, energy_weight: float, forces_weight: float) -> None:
+    def __init__(
+        self, potential: Potential, energy_weight: float, forces_weight: float, stress_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.potential = potential
-        self.energy_weight, self.forces_weight = energy_weight, forces_weight
+        self.energy_weight, self.forces_weight, self.stress_weight = energy_weight, forces_weight, stress_weight
 
     def forward(self, batch: LabeledGraph) -> Tensor:
         """Loss of a batch, () float64 in eV²/Å²."""
-        prediction = self.potential.predict(batch.graph, create_graph=True)
+        prediction = self.potential.predict(batch.graph, stress=self.stress_weight > 0, create_graph=True)
         assert prediction.forces is not None
         structures = batch.structure_weights
         atoms = structures[batch.graph.structure]
         n_atoms = torch.zeros_like(structures).index_add(0, batch.graph.structure, torch.ones_like(atoms))
         energy = (structures * (prediction.energy - batch.energy) ** 2 / n_atoms).sum() / structures.sum()
         forces = (atoms[:, None] * (prediction.forces - batch.forces) ** 2).sum() / (3 * atoms.sum())
-        return self.energy_weight * energy + self.forces_weight * forces
+        loss: Tensor = self.energy_weight * energy + self.forces_weight * forces
+        if prediction.stress is None:
+            return loss
+        volume = torch.linalg.det(batch.graph.cell).abs()
+        virials = (prediction.stress - batch.stress) * volume[:, None, None]
+        stress = (structures * virials.square().mean((1, 2)) / n_atoms).sum() / structures.sum()
+        total: Tensor = loss + self.stress_weight * stress
+        return total
 
 
 class CompiledStep:
@@ -94,7 +105,7 @@ class CompiledStep:
 
 
 def _to_tensors(batch: LabeledGraph) -> list[Tensor]:
-    return [*vars(batch.graph).values(), batch.energy, batch.forces, batch.structure_weights]
+    return [*vars(batch.graph).values(), batch.energy, batch.forces, batch.stress, batch.structure_weights]
 
 
 def _from_tensors(tensors: list[Tensor]) -> LabeledGraph:
