@@ -2,9 +2,9 @@
 
     python benchmarks/speed.py --threads 1 --python .venv-mace/bin/python mace-off-small --systems molecule15 si216
 
-measures ours with 64x0e+64x1o and 2 layers: compiled with the neighbor list reused and rebuilt at every call (the peers
-rebuild theirs), with the default compile="auto" and plain; then each contestant that `--python` names with the
-interpreter that runs it. `--ours` chooses among ours. The environments of the peers need ``pip install mace-torch`` and
+measures ours with 64x0e+64x1o, attributes up to l = 2 and 2 layers, with the neighbor list reused and rebuilt at every
+call (the peers rebuild theirs); then each contestant that `--python` names with the interpreter that runs it. `--ours`
+chooses among ours; "ours-plain" has compile=False, "ours-l1" attributes up to l = 1, "ours-l2" has 32x0e+32x1o+32x2e. The environments of the peers need ``pip install mace-torch`` and
 ``pip install nequip nequip-allegro matscipy``, in folders of their own since they pin different versions of e3nn.
 Contestants and their shapes are in `speed_worker.py`.
 
@@ -31,10 +31,11 @@ import numpy as np
 from ase import Atoms
 
 from ase_segnn.neighbors import neighbor_list
+from ase_segnn.training.sources import locate
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"
-OURS = ("fast-compiled", "fast-compiled-rebuilt", "fast-auto", "fast-plain", "accurate-compiled")
+OURS = ("ours", "ours-rebuilt", "ours-plain", "ours-l1", "ours-l2", "acac-pbe")
 
 
 def silicon(n_cells: int) -> Atoms:
@@ -70,6 +71,7 @@ def water() -> Atoms:
 
 SYSTEMS = {
     "molecule15": lambda: ase.io.read(MOLECULE),
+    "molecule27": lambda: ase.io.read(locate("3bpa/train_300K.xyz"), 0),
     "water64": water,
     "si216": lambda: silicon(3),
     "cu256": copper,
@@ -113,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--ours", nargs="+", choices=OURS, default=OURS[:4], help="in the order of the table")
+    parser.add_argument("--ours", nargs="+", choices=OURS, default=OURS[:2], help="in the order of the table")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="per contestant, system and round")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["molecule15", "water64", "si216"])

@@ -70,21 +70,29 @@ def measure(calculator: Calculator, file: str, seed: int, seconds: float) -> dic
     return {"us_per_atom": 1e6 * statistics.median(times) / len(atoms), "peak_MiB": peak_MiB}
 
 
-def ase_segnn(dtype: str, *, like: str | None = None, skin: float = 1.0, compile_it: bool | str = True) -> Calculator:
-    """Return ours, with 64x0e+64x1o and 2 layers or in the shape of a shipped potential."""
+def ase_segnn(
+    dtype: str,
+    *,
+    irreps: str = "64x0e+64x1o",
+    l_max: int = 2,
+    skin: float = 1.0,
+    compile_it: bool | str = "auto",
+    like: str | None = None,
+) -> Calculator:
+    """Return ours, with 2 layers or in the shape of a shipped potential."""
     from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
     from ase_segnn.model.config import NetworkConfig
     from ase_segnn.potential_file import read_header
     from ase_segnn.potentials import path_of
 
-    small = NetworkConfig(irreps_hidden="64x0e+64x1o", l_max_attributes=1, n_layers=2)
+    network = NetworkConfig(irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2)
     potential = Potential(
         PotentialConfig(
             elements=tuple(ELEMENTS),
             reference_energies=dict.fromkeys(ELEMENTS, 0.0),
             energy_scale=1e-3,
             average_neighbors=20,
-            network=small if like is None else read_header(path_of(like)).config.network,
+            network=network if like is None else read_header(path_of(like)).config.network,
         )
     )
     return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin, compile=compile_it)
@@ -196,11 +204,12 @@ def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) 
 
 # name -> distribution, and how to build it for a dtype
 CONTESTANTS: dict[str, tuple[str, Callable[[str], Calculator]]] = {
-    "fast-compiled": ("ase-segnn", ase_segnn),
-    "fast-compiled-rebuilt": ("ase-segnn", lambda dtype: ase_segnn(dtype, skin=0.0)),
-    "fast-auto": ("ase-segnn", lambda dtype: ase_segnn(dtype, compile_it="auto")),
-    "fast-plain": ("ase-segnn", lambda dtype: ase_segnn(dtype, compile_it=False)),
-    "accurate-compiled": ("ase-segnn", lambda dtype: ase_segnn(dtype, like="acac-pbe")),
+    "ours": ("ase-segnn", ase_segnn),
+    "ours-rebuilt": ("ase-segnn", lambda dtype: ase_segnn(dtype, skin=0.0)),
+    "ours-plain": ("ase-segnn", lambda dtype: ase_segnn(dtype, compile_it=False)),
+    "ours-l1": ("ase-segnn", lambda dtype: ase_segnn(dtype, l_max=1)),
+    "ours-l2": ("ase-segnn", lambda dtype: ase_segnn(dtype, irreps="32x0e+32x1o+32x2e")),
+    "acac-pbe": ("ase-segnn", lambda dtype: ase_segnn(dtype, like="acac-pbe")),
     "nequip-s-5A": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, preset="S")),
     "nequip-s-6A": ("nequip", lambda dtype: nequip(dtype, cutoff=6.0, preset="S")),
     "nequip-l2": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, num_layers=4, l_max=2, num_features=64)),

@@ -14,6 +14,10 @@ _BOTNET = "https://raw.githubusercontent.com/davkovacs/BOTNet-datasets/29e6d4673
 
 # Files by the names recipes use: public address and SHA-256.
 PUBLIC_FILES = {
+    "3bpa/train_300K.xyz": (
+        f"{_BOTNET}/dataset_3BPA/train_300K.xyz",
+        "d109971fab90e2231ad931a83eb704c8d940f5c7d7a8de27fe3b84ea18634c0a",
+    ),
     "acac/isolated_atoms.xyz": (
         f"{_BOTNET}/dataset_acac/isolated_atoms.xyz",
         "b74f321b453374621b447d65c60979f70df1b7182c8ee0215388b2c574f33823",

@@ -356,7 +356,22 @@ typedef I VI __attribute__((vector_size($bytes)));
 static inline V load(const T* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
 static inline void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
 static inline void add_to(T* p, V v) { store(p, load(p) + v); }
-static inline T sum(V v) { T s = 0; for (int k = 0; k < LANES; ++k) s += v[k]; return s; }
+// sum of N numbers, the upper half onto the lower one until one is left
+template <int N> struct Sum {
+  typedef T Whole __attribute__((vector_size(N * sizeof(T))));
+  typedef T Half __attribute__((vector_size(N / 2 * sizeof(T))));
+  static inline T of(Whole v) {
+    Half low, high;
+    std::memcpy(&low, &v, sizeof low);
+    std::memcpy(&high, (const char*)&v + sizeof low, sizeof high);
+    return Sum<N / 2>::of(low + high);
+  }
+};
+template <> struct Sum<2> {
+  typedef T Whole __attribute__((vector_size(2 * sizeof(T))));
+  static inline T of(Whole v) { return v[0] + v[1]; }
+};
+static inline T sum(V v) { return Sum<LANES>::of(v); }
 // exp by x = n log 2 + r, |r| <= log(2)/2, and the power series of exp(r)
 static inline V exponential(V x) {
   x = x < T($lowest) ? V{} + T($lowest) : x;
