@@ -4,8 +4,9 @@
 
 measures ours with 64x0e+64x1o, attributes up to l = 2 and 2 layers, with the neighbor list reused and rebuilt at every
 call (the peers rebuild theirs); then each contestant that `--python` names with the interpreter that runs it. `--ours`
-chooses among ours; "ours-plain" has compile=False, "ours-l1" attributes up to l = 1, "ours-l2" has 32x0e+32x1o+32x2e. The environments of the peers need ``pip install mace-torch`` and
-``pip install nequip nequip-allegro matscipy``, in folders of their own since they pin different versions of e3nn.
+chooses among ours; "ours-plain" has compile=False, "ours-l1" attributes up to l = 1, "ours-l2" 32x0e+32x1o+32x2e.
+The environments of the peers need ``pip install mace-torch``, ``pip install nequip nequip-allegro matscipy``, and
+``pip install chgnet sevenn``, in folders of their own since they pin different versions of e3nn.
 Contestants and their shapes are in `speed_worker.py`.
 
 All contestants are built first, then measured in alternation: in each round each gets about a second per system, with
