@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.compiled import CompiledPotential
-from ase_segnn.model.fused import FusedPotential, why_not_fused
-from ase_segnn.model.native import NoCompilerError
+from ase_segnn.model.native import NativePotential, NoCompilerError, why_not_native
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.neighbors import BACKENDS, NeighborList, VerletList
 from ase_segnn.potential_file import load_potential
@@ -31,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
-_Evaluator = Potential | FusedPotential | CompiledPotential
+_Evaluator = Potential | NativePotential | CompiledPotential
 _VOIGT = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # rows and columns of xx yy zz yz xz xy
 
 
@@ -168,7 +167,7 @@ class SEGNNCalculator(Calculator):
         if "stress" in properties:
             _check_stress_exists(atoms)
         evaluator = self._get_evaluator()
-        graph = self._graph(atoms, all_pairs=isinstance(evaluator, FusedPotential))
+        graph = self._graph(atoms, all_pairs=isinstance(evaluator, NativePotential))
         [results] = self._evaluate(graph, stress="stress" in properties, forces="forces" in properties)
         self._check_results(atoms, results)
         self.results = kept | results
@@ -272,10 +271,10 @@ class SEGNNCalculator(Calculator):
         potential = self._potential
         if self._compile is False:
             return potential
-        reason = why_not_fused(potential)
+        reason = why_not_native(potential)
         if reason is None:
             try:
-                return FusedPotential(potential)
+                return NativePotential(potential)
             except NoCompilerError as error:
                 if self._compile is True:
                     raise

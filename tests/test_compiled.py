@@ -17,7 +17,7 @@ from systems import TOLERANCES, systems
 from ase_segnn import SEGNNCalculator
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.compiled import CompiledPotential
-from ase_segnn.model.fused import FusedPotential
+from ase_segnn.model.native import NativePotential
 from ase_segnn.model.potential import Potential, Prediction
 
 SYSTEMS = systems()
@@ -85,8 +85,8 @@ def test_calculator_with_compile() -> None:
 @pytest.mark.parametrize(
     ("name", "mode", "kind"),
     [
-        ("natural parity", True, FusedPotential),
-        ("natural parity", "auto", FusedPotential),
+        ("natural parity", True, NativePotential),
+        ("natural parity", "auto", NativePotential),
         ("natural parity", False, Potential),
         ("with ZBL", True, CompiledPotential),
         ("with ZBL", "auto", Potential),
@@ -112,7 +112,7 @@ def test_compiling_changes_no_random_numbers() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_batches_are_refused() -> None:
+def test_batches_are_renative() -> None:
     potential = frozen("with ZBL")
     two = AtomicGraph.batch([graph_of("water", potential)] * 2)
     with pytest.raises(ValueError, match="one structure at a time, got 2"):

@@ -10,40 +10,152 @@ enters the forces is the slope of the spline.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from ase import Atoms
+from ase.data import atomic_numbers
 from torch import Tensor
 from torch._inductor.codecache import CppCodeCache
 
+from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model.native_source import ARGUMENTS, lanes
-from ase_segnn.model.segnn import MessageNetwork
+from ase_segnn.model.edge_source import Layout
+from ase_segnn.model.native_source import ARGUMENTS, NativeSource, lanes
+from ase_segnn.model.potential import Potential, Prediction, differentiate, sum_structures
+from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
+from ase_segnn.model.spline import spline_coefficients
+from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, SteerableLinear
 
 _FEWEST_LANES = 4  # shorter vectors are no gain
 _MOST_EXTRA_BYTES = 4 * 2**30  # of workspace for threads beyond the first; more than that allows are not used
 _TYPES: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
-
-
-def why_not(messages: MessageNetwork, dtype: torch.dtype) -> str | None:
-    """Say why a potential with these messages has no such function, or None if it has."""
-    multiplicities = {mul for mul, _ in messages.linear_2.irreps_in}
-    if messages.gate_2 is not None:
-        return "its messages are gated"
-    if messages.weights is None:
-        return "it has no radial weights"
-    if len(multiplicities) > 1:
-        return f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}"
-    [channels] = multiplicities
-    if lanes(channels, dtype) < _FEWEST_LANES:
-        return f"the number of channels, {channels}, is no multiple of {_FEWEST_LANES}"
-    return None
+# Intervals of the splines of radial functions, for errors below those of rounding.
+_INTERVALS = {torch.float32: 128, torch.float64: 1024}
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong loops give
+_SMALLEST = 1e-9  # Å, instead of the distance 0, where Bessel functions are 0 / 0
 
 
 class NoCompilerError(RuntimeError):
     """There is no C++ compiler, or it fails."""
+
+
+def why_not_native(potential: Potential) -> str | None:
+    """Say why a potential has no such function, or None if it has."""
+    message = potential.network.rounds[0].message
+    multiplicities = {mul for mul, _ in message.linear_2.irreps_in}
+    if potential.one_hot.device.type != "cpu":
+        return f"it is on {potential.one_hot.device}, the loops are for a CPU"
+    if message.gate_2 is not None:
+        return "its messages are gated"
+    if message.weights is None:
+        return "it has no radial weights"
+    if len(multiplicities) > 1:
+        return f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}"
+    [channels] = multiplicities
+    if lanes(channels, potential.dtype) < _FEWEST_LANES:
+        return f"the number of channels, {channels}, is no multiple of {_FEWEST_LANES}"
+    return None
+
+
+class NativePotential:
+    """The same potential, evaluated without arrays of edges and channels.
+
+    Parameters
+    ----------
+    potential : on the CPU, float32 or float64; not changed, and not to be changed any more
+
+    Raises
+    ------
+    ValueError
+        If it has no such form, see `why_not_native`.
+    NoCompilerError
+        If there is no C++ compiler, or it fails.
+    RuntimeError
+        If what was compiled gives other results for a small structure than the plain potential.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        reason = why_not_native(potential)
+        if reason is not None:
+            raise ValueError(f"this potential has no native form: {reason}")
+        self._potential = potential
+        config, dtype = potential.config, potential.dtype
+        rounds = potential.network.rounds
+        updates = [_merged(layer) for layer in rounds]
+        source = NativeSource(potential, updates, dtype)
+        constants = {
+            "n_intervals": _INTERVALS[dtype],
+            "cutoff": potential.cutoff,
+            "average_neighbors": config.average_neighbors,
+            "energy_scale": config.energy_scale,
+            "reference_energies": potential.reference_energies,
+            "energy_shifts": potential.energy_shifts,
+            "weights": source.weights(potential, updates),
+            "tables": [_table(potential, layer.message) for layer in rounds],
+        }
+        self._function = NativeFunction(source.source, constants)
+        self._last_numbers = self._last_species = torch.empty(0, dtype=torch.int64)
+        self._compare()
+
+    def predict(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        """Return what `Potential.predict` returns, detached."""
+        potential = self._potential
+        energies, atom_forces, virials = self._function(graph, self._species(graph), forces=forces or stress)
+        stresses = None
+        if stress:
+            virial = sum_structures(graph, graph.structure, virials.flatten(1)).unflatten(1, (3, 3))
+            volume = torch.linalg.det(graph.cell).abs()
+            stresses = (virial + virial.mT) / (2 * volume[:, None, None])
+        if potential.zbl is not None:
+            rest = differentiate(
+                lambda edge_vectors: potential.repulsion(graph, edge_vectors), graph, forces=forces, stress=stress
+            )
+            energies = energies + rest.atom_energies
+            atom_forces = atom_forces if rest.forces is None else atom_forces + rest.forces
+            stresses = stresses if stresses is None or rest.stress is None else stresses + rest.stress
+        energy = sum_structures(graph, graph.structure, energies)
+        return Prediction(energy, energies, atom_forces if forces or stress else None, stresses)
+
+    def _species(self, graph: AtomicGraph) -> Tensor:
+        """Return the index of each atom's element, (N,) int64; along dynamics it stays the same."""
+        if graph.atomic_numbers is not self._last_numbers:
+            species = self._potential.species_of_number[graph.atomic_numbers]
+            if (species >= len(self._potential.elements)).any():
+                raise IndexError(f"an element is none of the potential's, {', '.join(self._potential.elements)}")
+            self._last_numbers, self._last_species = graph.atomic_numbers, species
+        return self._last_species
+
+    def _compare(self) -> None:
+        """Stop if energies or forces of a small crystal are not those of the plain potential.
+
+        How much they may differ depends on how far the plain potential itself is from its values in float64: steep
+        potentials magnify rounding.
+        """
+        plain = self._potential
+        rng = np.random.default_rng(0)
+        spacing = 0.4 * plain.cutoff
+        numbers = np.resize([atomic_numbers[symbol] for symbol in plain.elements], 12)
+        sites = np.stack(np.meshgrid(range(3), range(2), range(2)), axis=-1).reshape(12, 3)
+        positions = spacing * (sites + rng.uniform(-0.2, 0.2, (12, 3)))
+        atoms = Atoms(numbers, positions, cell=spacing * np.array([3, 3, 3]), pbc=True)
+        graph = AtomicGraph.from_atoms(atoms, plain.cutoff)
+        result, expected = self.predict(graph), plain.predict(graph)
+        exact = copy.deepcopy(plain).double().predict(graph)
+        for name in ("atom_energies", "forces"):
+            value, rounded, target = (getattr(prediction, name) for prediction in (result, expected, exact))
+            rounding = (rounded - target).abs().max()
+            allowed = _TOLERANCES[plain.dtype] * target.abs().max() + 10 * rounding
+            error = (value - target).abs().max()
+            if target.isfinite().all() and not error <= allowed:
+                raise RuntimeError(
+                    f"{name} of compiled loops are wrong by {error:.2e}, at most {allowed:.2e} is allowed; use "
+                    "compile=False, and please report this with your versions of torch and of the C++ compiler"
+                )
 
 
 class _Input(ctypes.Structure):
@@ -130,3 +242,46 @@ def _as_argument(value: float | Tensor | Sequence[Tensor]) -> Any:
         return value
     pointers = (ctypes.c_void_p * len(value))(*[x.data_ptr() for x in value])
     return ctypes.cast(pointers, ctypes.c_void_p)
+
+
+def _table(potential: Potential, message: MessageNetwork) -> Tensor:
+    """Splines of the functions of the distance, (intervals + 5, functions * C); see `Layout`."""
+    exact = copy.deepcopy(message).double()
+    layout = Layout(exact)
+    slots = [(o, layout.n_parts(o) * layout.channels) for o, _ in layout.first[layout.scalars]]
+    bias = [exact.linear_1.biases["0"] if o == 0 else torch.zeros(n, dtype=torch.float64) for o, n in slots]
+    entries = [path.entry_in for paths in layout.second for path in paths]
+    norms = [SILU_NORM if entry == layout.scalars else SIGMOID_NORM for entry in entries]
+    factors = torch.tensor(norms, dtype=torch.float64).repeat_interleave(layout.channels)
+
+    def functions(distances: Tensor) -> Tensor:
+        scalars, _ = potential.radial_functions(distances.where(distances != 0, _SMALLEST))
+        added = scalars @ layout.first_weights(2 * len(layout.hidden)) + torch.cat(bias)
+        assert exact.weights is not None
+        return torch.cat([added, exact.weights(scalars) * factors], dim=1)
+
+    with torch.no_grad():
+        table = spline_coefficients(functions, potential.cutoff, _INTERVALS[potential.dtype])
+    return table.to(potential.dtype).contiguous()
+
+
+def _merged(layer: SEGNNLayer) -> SEGNNLayer:
+    """Return the same layer, to update from the sums that the loops make.
+
+    The second layer of the messages and the first of the update are both linear, so one matrix does what two did.
+    """
+    message, update = layer.message.linear_2, layer.update.linear_1
+    n = len(message.irreps_out)
+    merged = copy.deepcopy(layer)
+    widths = [(weight.shape[0], ir) for weight, (_, ir) in zip(message.weights, message.irreps_out, strict=True)]
+    with torch.random.fork_rng(devices=[]):
+        first = SteerableLinear(message.irreps_out + o3.Irreps(widths), update.irreps_attributes, update.irreps_out)
+    first.to(message.weights[0].dtype)
+    for new, weight, paths, old in zip(first.weights, update.weights, first.paths, update.paths, strict=True):
+        rows = {(path.entry_in, path.copy): weight[path.rows] for path in old}
+        for path in paths:
+            matrix = rows[path.entry_in, path.copy]
+            new.data[path.rows] = matrix if path.entry_in < n else message.weights[path.entry_in - n] @ matrix
+    first.biases = update.biases
+    merged.update.linear_1 = first.requires_grad_(False)
+    return merged

@@ -16,8 +16,7 @@ from torch._inductor.codecache import CppCodeCache
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model.fused import FusedPotential, why_not_fused
-from ase_segnn.model.native import NativeFunction, NoCompilerError
+from ase_segnn.model.native import NativeFunction, NativePotential, NoCompilerError, why_not_native
 from ase_segnn.model.native_source import lanes
 from ase_segnn.model.potential import Potential
 
@@ -38,13 +37,13 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def pair(request: pytest.FixtureRequest, name: str) -> tuple[Potential, FusedPotential]:
+def pair(request: pytest.FixtureRequest, name: str) -> tuple[Potential, NativePotential]:
     potential = frozen(name, request.param)
-    return potential, FusedPotential(potential)
+    return potential, NativePotential(potential)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_results_are_those_of_the_plain_potential(pair: tuple[Potential, FusedPotential], system: str) -> None:
+def test_results_are_those_of_the_plain_potential(pair: tuple[Potential, NativePotential], system: str) -> None:
     plain, _ = pair
     stress = bool(SYSTEMS[system].cell.rank == 3)
     graph = AtomicGraph.from_atoms(SYSTEMS[system], plain.cutoff)
@@ -58,65 +57,65 @@ def test_results_are_those_of_the_plain_potential(pair: tuple[Potential, FusedPo
 def test_results_depend_on_every_weight() -> None:
     """What the test above compares does not only depend on a part of the weights and tables."""
     plain = frozen("natural parity")
-    fused = FusedPotential(plain)
+    native = NativePotential(plain)
     graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
-    expected = fused.predict(graph).forces
-    constants = fused._function._constants
+    expected = native.predict(graph).forces
+    constants = native._function._constants
     changes = []
     for tensor in (*constants["tables"], *constants["weights"]):
         before = tensor.clone()
         tensor.mul_(1.001)
-        changes.append((fused.predict(graph).forces - expected).abs().max().item())
+        changes.append((native.predict(graph).forces - expected).abs().max().item())
         tensor.copy_(before)
     # the scalars that enter the first layer are those of the species: three matrices make a gradient no force needs
     assert sum(change == 0 for change in changes) == 3
     assert sorted(changes)[3] > 1e-9
-    torch.testing.assert_close(fused.predict(graph).forces, expected, rtol=0, atol=0)
+    torch.testing.assert_close(native.predict(graph).forces, expected, rtol=0, atol=0)
 
 
-def test_energies_alone_are_the_same(pair: tuple[Potential, FusedPotential]) -> None:
-    plain, fused = pair
+def test_energies_alone_are_the_same(pair: tuple[Potential, NativePotential]) -> None:
+    plain, native = pair
     graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
-    alone = fused.predict(graph, forces=False)
+    alone = native.predict(graph, forces=False)
     assert alone.forces is None
     assert alone.stress is None
-    assert torch.equal(alone.atom_energies, fused.predict(graph).atom_energies)
+    assert torch.equal(alone.atom_energies, native.predict(graph).atom_energies)
 
 
-def test_calls_leave_nothing_behind(pair: tuple[Potential, FusedPotential]) -> None:
+def test_calls_leave_nothing_behind(pair: tuple[Potential, NativePotential]) -> None:
     """The working memory is kept between calls of different sizes and kinds, the results do not depend on that."""
-    plain, fused = pair
+    plain, native = pair
     graphs = [AtomicGraph.from_atoms(SYSTEMS[name], plain.cutoff) for name in ("bulk", "water", "lone atom", "slab")]
-    fresh = [FusedPotential(plain).predict(graph) for graph in graphs]
+    fresh = [NativePotential(plain).predict(graph) for graph in graphs]
     for index in (0, 0, 1, 3, 1, 2, 0, 3, 3):
         if index == 3:
-            fused.predict(graphs[1], forces=False)
-        again = fused.predict(graphs[index])
+            native.predict(graphs[1], forces=False)
+        again = native.predict(graphs[index])
         assert torch.equal(again.energy, fresh[index].energy)
         assert torch.equal(again.forces, fresh[index].forces)
 
 
 def test_edges_have_to_be_sorted() -> None:
-    fused = FusedPotential(frozen("natural parity"))
-    graph = AtomicGraph.from_atoms(SYSTEMS["water"], fused._potential.cutoff)
+    native = NativePotential(frozen("natural parity"))
+    graph = AtomicGraph.from_atoms(SYSTEMS["water"], native._potential.cutoff)
     mixed = replace(graph, **{name: getattr(graph, name).flip(0) for name in ("centers", "neighbors", "cell_shifts")})
     with pytest.raises(ValueError, match="not sorted by their centers"):
-        fused.predict(mixed)
+        native.predict(mixed)
 
 
-def test_unknown_elements_are_refused() -> None:
-    fused = FusedPotential(frozen("natural parity"))
-    graph = AtomicGraph.from_atoms(SYSTEMS["water"], fused._potential.cutoff)
+def test_unknown_elements_are_renative() -> None:
+    native = NativePotential(frozen("natural parity"))
+    graph = AtomicGraph.from_atoms(SYSTEMS["water"], native._potential.cutoff)
     for number in (2, 118):
         with pytest.raises(IndexError):
-            fused.predict(replace(graph, atomic_numbers=torch.full_like(graph.atomic_numbers, number)))
+            native.predict(replace(graph, atomic_numbers=torch.full_like(graph.atomic_numbers, number)))
 
 
-def test_batches_equal_single_structures(pair: tuple[Potential, FusedPotential]) -> None:
-    plain, fused = pair
+def test_batches_equal_single_structures(pair: tuple[Potential, NativePotential]) -> None:
+    plain, native = pair
     graphs = [AtomicGraph.from_atoms(SYSTEMS[key], plain.cutoff) for key in ("water", "lone atom", "slab", "bulk")]
-    batch = fused.predict(AtomicGraph.batch(graphs))
-    singles = [fused.predict(graph) for graph in graphs]
+    batch = native.predict(AtomicGraph.batch(graphs))
+    singles = [native.predict(graph) for graph in graphs]
     tolerance = TOLERANCES[plain.dtype]
     torch.testing.assert_close(batch.energy, torch.cat([x.energy for x in singles]), rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(batch.forces, torch.cat([x.forces for x in singles]), rtol=tolerance, atol=tolerance)
@@ -124,13 +123,13 @@ def test_batches_equal_single_structures(pair: tuple[Potential, FusedPotential])
 
 def test_the_number_of_threads_changes_nothing() -> None:
     plain = frozen("natural parity")
-    fused = FusedPotential(plain)
+    native = NativePotential(plain)
     graph = AtomicGraph.from_atoms(SYSTEMS["bulk"], plain.cutoff)
     threads, forces = torch.get_num_threads(), []
     try:
         for n in (1, 2, 3):
             torch.set_num_threads(n)
-            forces.append(fused.predict(graph).forces)
+            forces.append(native.predict(graph).forces)
     finally:
         torch.set_num_threads(threads)
     for other in forces[1:]:
@@ -142,16 +141,16 @@ def test_any_number_of_layers(n_layers: int) -> None:
     plain = frozen("natural parity", n_layers=n_layers)
     graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
     expected = plain.predict(graph).forces
-    torch.testing.assert_close(FusedPotential(plain).predict(graph).forces, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(NativePotential(plain).predict(graph).forces, expected, rtol=0, atol=1e-10)
 
 
-def test_pairs_beyond_the_cutoff_contribute_nothing(pair: tuple[Potential, FusedPotential]) -> None:
-    plain, fused = pair
+def test_pairs_beyond_the_cutoff_contribute_nothing(pair: tuple[Potential, NativePotential]) -> None:
+    plain, native = pair
     atoms = SYSTEMS["mixed species"]
     near, far = (AtomicGraph.from_atoms(atoms, plain.cutoff + skin) for skin in (0.0, 2.0))
     assert far.n_edges > near.n_edges
     tolerance = TOLERANCES[plain.dtype]
-    torch.testing.assert_close(fused.predict(far).forces, fused.predict(near).forces, rtol=0, atol=tolerance)
+    torch.testing.assert_close(native.predict(far).forces, native.predict(near).forces, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +164,9 @@ def test_pairs_beyond_the_cutoff_contribute_nothing(pair: tuple[Potential, Fused
 )
 def test_networks_without_loops(network: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture) -> None:
     potential = frozen("natural parity", **network)
-    assert why_not_fused(potential) == reason
-    with pytest.raises(ValueError, match=f"this potential has no fused form: {reason}"):
-        FusedPotential(potential)
+    assert why_not_native(potential) == reason
+    with pytest.raises(ValueError, match=f"this potential has no native form: {reason}"):
+        NativePotential(potential)
     calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
     with caplog.at_level(logging.INFO):
         calculator.calculate(SYSTEMS["water"], ["forces"])
@@ -181,7 +180,7 @@ def test_the_calculator_uses_the_loops_unless_told_otherwise() -> None:
     for mode in ("auto", False):
         calculator = SEGNNCalculator(frozen("natural parity"), device="cpu", dtype="float64", compile=mode)
         calculator.calculate(SYSTEMS["mixed species"], ["forces", "stress"])
-        assert isinstance(calculator._evaluator, FusedPotential) == (mode == "auto")
+        assert isinstance(calculator._evaluator, NativePotential) == (mode == "auto")
         results[mode] = calculator.results
     for key, value in results[False].items():
         np.testing.assert_allclose(results["auto"][key], value, atol=1e-10)
@@ -212,13 +211,13 @@ def test_wrong_loops_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(NativeFunction, "__call__", wrong)
     with pytest.raises(RuntimeError, match="forces of compiled loops are wrong by"):
-        FusedPotential(frozen("natural parity"))
+        NativePotential(frozen("natural parity"))
 
 
 def test_making_the_loops_changes_no_random_numbers() -> None:
     potential = frozen("natural parity")
     before = torch.random.get_rng_state()
-    FusedPotential(potential)
+    NativePotential(potential)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -230,7 +229,7 @@ def test_vectors_divide_the_channels(channels: int, dtype: torch.dtype, expected
 
 
 def test_networks_of_one_shape_share_what_is_compiled() -> None:
-    one, other = (FusedPotential(random_potential(LOOP_CONFIGS["natural parity"], seed=seed)) for seed in (1, 2))
+    one, other = (NativePotential(random_potential(LOOP_CONFIGS["natural parity"], seed=seed)) for seed in (1, 2))
     assert one._function._library is other._function._library
     graph = AtomicGraph.from_atoms(SYSTEMS["water"], one._potential.cutoff)
     assert (one.predict(graph).energy - other.predict(graph).energy).abs() > 1e-3
