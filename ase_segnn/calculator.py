@@ -60,12 +60,12 @@ class SEGNNCalculator(Calculator):
     skin : Å, the neighbor list reaches this far beyond the cutoff, and is reused until atoms or cell have moved so much
         that it could miss a pair; 0 builds it at every step. Results do not depend on it
     backend : of the neighbor list, see `ase_segnn.neighbors`
-    compile : "auto" runs the messages in compiled loops where the potential has them (on a CPU, with as many channels
-        of each degree), which costs a few seconds at the first evaluation, and saves time and memory; it needs a C++
-        compiler such as g++, and goes on without where there is none. True has torch.compile make one function of
-        everything else too, which pays in long runs of small structures: the first evaluation takes up to two minutes
-        more, and so does the first stress. False does neither. Results are the same up to rounding, which is checked
-        at first use
+    compile : "auto" runs the potential as compiled C++ where it has that form (on a CPU, with as many channels of each
+        degree and messages that are not gated): a few seconds at the first evaluation on a machine, much less time
+        and memory afterwards. It needs a C++ compiler such as g++, and goes on without where there is none. True
+        insists on a compiler, and has torch compile a potential that lacks that form, which takes up to two minutes
+        at the first evaluation and again at the first stress. False compiles nothing. Results are the same up to
+        rounding, which is checked at first use
 
     Raises
     ------
@@ -195,8 +195,8 @@ class SEGNNCalculator(Calculator):
     ) -> Iterator[dict[str, Any]]:
         """Evaluate many structures, several at a time, which is faster than one by one where they are small.
 
-        The calculator's own results and attached atoms stay as they are, and so do the structures. With
-        ``compile=True``, structures are evaluated one at a time.
+        The calculator's own results and attached atoms stay as they are, and so do the structures. A potential that
+        torch has compiled, see `compile`, takes them one at a time.
 
         Parameters
         ----------
@@ -278,9 +278,9 @@ class SEGNNCalculator(Calculator):
             except NoCompilerError as error:
                 if self._compile is True:
                     raise
-                _log.warning("%s is evaluated without compiled loops: %s", self._potential_name, error)
+                _log.warning("%s is not compiled: %s", self._potential_name, error)
         else:
-            _log.info("%s is evaluated without compiled loops: %s", self._potential_name, reason)
+            _log.info("%s is not compiled: %s", self._potential_name, reason)
         return CompiledPotential(potential) if self._compile is True else potential
 
     def _graph(self, atoms: Atoms, *, all_pairs: bool = False) -> AtomicGraph:

@@ -26,8 +26,8 @@ CONFIGS = {
     "mixed parity": _config("8x0e+2x0o+4x1o+2x1e+2x2e+2x2o", 2, zbl=False),
     "with ZBL": _config("8x0e+4x1o", 1, zbl=True),
 }
-# With as many channels of each degree, as the compiled loops take them.
-LOOP_CONFIGS = {
+# With as many channels of each degree, as a native potential needs them.
+NATIVE_CONFIGS = {
     "natural parity": _config("16x0e+16x1o", 1, zbl=True),
     "all parities": _config("4x0e+4x0o+4x1o+4x1e+4x2e+4x2o", 2, zbl=False),
 }

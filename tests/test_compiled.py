@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from compiler import needs_compiler
-from random_potentials import CONFIGS, LOOP_CONFIGS, random_potential
+from random_potentials import CONFIGS, NATIVE_CONFIGS, random_potential
 from systems import TOLERANCES, systems
 
 from ase_segnn import SEGNNCalculator
@@ -25,7 +25,7 @@ FEW_EDGES = {"lone atom", "far dimer"}
 
 
 def frozen(name: str, dtype: torch.dtype = torch.float64) -> Potential:
-    return random_potential((CONFIGS | LOOP_CONFIGS)[name]).to(dtype).requires_grad_(False).eval()
+    return random_potential((CONFIGS | NATIVE_CONFIGS)[name]).to(dtype).requires_grad_(False).eval()
 
 
 def graph_of(name: str, potential: Potential) -> AtomicGraph:
@@ -112,7 +112,7 @@ def test_compiling_changes_no_random_numbers() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_batches_are_renative() -> None:
+def test_batches_are_refused() -> None:
     potential = frozen("with ZBL")
     two = AtomicGraph.batch([graph_of("water", potential)] * 2)
     with pytest.raises(ValueError, match="one structure at a time, got 2"):

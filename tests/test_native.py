@@ -1,4 +1,4 @@
-"""The compiled loops give what the plain potential gives: energies, forces, stress, for every system and batch."""
+"""A native potential gives what the plain potential gives: energies, forces, stress, for every system and batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from compiler import needs_compiler
-from random_potentials import LOOP_CONFIGS, random_potential
+from random_potentials import NATIVE_CONFIGS, random_potential
 from systems import systems
 from torch._inductor.codecache import CppCodeCache
 
@@ -26,12 +26,12 @@ TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-5}
 
 
 def frozen(name: str, dtype: torch.dtype = torch.float64, **network: Any) -> Potential:
-    config = LOOP_CONFIGS[name]
+    config = NATIVE_CONFIGS[name]
     config = config.model_copy(update={"network": config.network.model_copy(update=network)})
     return random_potential(config).to(dtype).requires_grad_(False).eval()
 
 
-@pytest.fixture(scope="module", params=LOOP_CONFIGS)
+@pytest.fixture(scope="module", params=NATIVE_CONFIGS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -82,6 +82,15 @@ def test_energies_alone_are_the_same(pair: tuple[Potential, NativePotential]) ->
     assert torch.equal(alone.atom_energies, native.predict(graph).atom_energies)
 
 
+def test_stress_alone_is_the_same(pair: tuple[Potential, NativePotential]) -> None:
+    plain, native = pair
+    graph = AtomicGraph.from_atoms(SYSTEMS["bulk"], plain.cutoff)
+    alone = native.predict(graph, forces=False, stress=True)
+    assert alone.forces is None
+    assert alone.stress is not None
+    assert torch.equal(alone.stress, native.predict(graph, stress=True).stress)
+
+
 def test_calls_leave_nothing_behind(pair: tuple[Potential, NativePotential]) -> None:
     """The working memory is kept between calls of different sizes and kinds, the results do not depend on that."""
     plain, native = pair
@@ -103,7 +112,7 @@ def test_edges_have_to_be_sorted() -> None:
         native.predict(mixed)
 
 
-def test_unknown_elements_are_renative() -> None:
+def test_unknown_elements_are_refused() -> None:
     native = NativePotential(frozen("natural parity"))
     graph = AtomicGraph.from_atoms(SYSTEMS["water"], native._potential.cutoff)
     for number in (2, 118):
@@ -162,7 +171,7 @@ def test_pairs_beyond_the_cutoff_contribute_nothing(pair: tuple[Potential, Nativ
         ({"irreps_hidden": "6x0e+6x1o"}, "the number of channels, 6, is no multiple of 4"),
     ],
 )
-def test_networks_without_loops(network: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_networks_without_a_native_form(network: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture) -> None:
     potential = frozen("natural parity", **network)
     assert why_not_native(potential) == reason
     with pytest.raises(ValueError, match=f"this potential has no native form: {reason}"):
@@ -170,12 +179,12 @@ def test_networks_without_loops(network: dict[str, Any], reason: str, caplog: py
     calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
     with caplog.at_level(logging.INFO):
         calculator.calculate(SYSTEMS["water"], ["forces"])
-    assert f"evaluated without compiled loops: {reason}" in caplog.text
+    assert f"is not compiled: {reason}" in caplog.text
     expected = potential.predict(AtomicGraph.from_atoms(SYSTEMS["water"], potential.cutoff)).forces
     np.testing.assert_allclose(calculator.results["forces"], expected, atol=1e-12)
 
 
-def test_the_calculator_uses_the_loops_unless_told_otherwise() -> None:
+def test_the_calculator_uses_it_unless_told_otherwise() -> None:
     results = {}
     for mode in ("auto", False):
         calculator = SEGNNCalculator(frozen("natural parity"), device="cpu", dtype="float64", compile=mode)
@@ -196,13 +205,13 @@ def test_without_a_compiler_the_calculator_goes_on(
     potential = frozen("natural parity")
     calculator = SEGNNCalculator(potential, device="cpu")
     calculator.calculate(SYSTEMS["water"], ["forces"])
-    assert "this potential is evaluated without compiled loops: " in caplog.text
+    assert "this potential is not compiled: " in caplog.text
     assert "no g++ here" in caplog.text
     with pytest.raises(NoCompilerError, match=r"no g\+\+ here; compile=False does without"):
         SEGNNCalculator(potential, device="cpu", compile=True).calculate(SYSTEMS["water"])
 
 
-def test_wrong_loops_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     right = NativeFunction.__call__
 
     def wrong(self: NativeFunction, *arguments: Any, **options: Any) -> tuple[torch.Tensor, ...]:
@@ -210,11 +219,11 @@ def test_wrong_loops_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return energies, 1.01 * forces, virials
 
     monkeypatch.setattr(NativeFunction, "__call__", wrong)
-    with pytest.raises(RuntimeError, match="forces of compiled loops are wrong by"):
+    with pytest.raises(RuntimeError, match="forces of the compiled potential are wrong by"):
         NativePotential(frozen("natural parity"))
 
 
-def test_making_the_loops_changes_no_random_numbers() -> None:
+def test_making_it_changes_no_random_numbers() -> None:
     potential = frozen("natural parity")
     before = torch.random.get_rng_state()
     NativePotential(potential)
@@ -229,7 +238,7 @@ def test_vectors_divide_the_channels(channels: int, dtype: torch.dtype, expected
 
 
 def test_networks_of_one_shape_share_what_is_compiled() -> None:
-    one, other = (NativePotential(random_potential(LOOP_CONFIGS["natural parity"], seed=seed)) for seed in (1, 2))
+    one, other = (NativePotential(random_potential(NATIVE_CONFIGS["natural parity"], seed=seed)) for seed in (1, 2))
     assert one._function._library is other._function._library
     graph = AtomicGraph.from_atoms(SYSTEMS["water"], one._potential.cutoff)
     assert (one.predict(graph).energy - other.predict(graph).energy).abs() > 1e-3

@@ -36,7 +36,7 @@ _MOST_EXTRA_BYTES = 4 * 2**30  # of workspace for threads beyond the first; more
 _TYPES: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 # Intervals of the splines of radial functions, for errors below those of rounding.
 _INTERVALS = {torch.float32: 128, torch.float64: 1024}
-_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong loops give
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong code gives
 _SMALLEST = 1e-9  # Å, instead of the distance 0, where Bessel functions are 0 / 0
 
 
@@ -49,7 +49,7 @@ def why_not_native(potential: Potential) -> str | None:
     message = potential.network.rounds[0].message
     multiplicities = {mul for mul, _ in message.linear_2.irreps_in}
     if potential.one_hot.device.type != "cpu":
-        return f"it is on {potential.one_hot.device}, the loops are for a CPU"
+        return f"it is on {potential.one_hot.device}, compiled C++ is for a CPU"
     if message.gate_2 is not None:
         return "its messages are gated"
     if message.weights is None:
@@ -119,7 +119,7 @@ class NativePotential:
             atom_forces = atom_forces if rest.forces is None else atom_forces + rest.forces
             stresses = stresses if stresses is None or rest.stress is None else stresses + rest.stress
         energy = sum_structures(graph, graph.structure, energies)
-        return Prediction(energy, energies, atom_forces if forces or stress else None, stresses)
+        return Prediction(energy, energies, atom_forces if forces else None, stresses)
 
     def _species(self, graph: AtomicGraph) -> Tensor:
         """Return the index of each atom's element, (N,) int64; along dynamics it stays the same."""
@@ -153,7 +153,7 @@ class NativePotential:
             error = (value - target).abs().max()
             if target.isfinite().all() and not error <= allowed:
                 raise RuntimeError(
-                    f"{name} of compiled loops are wrong by {error:.2e}, at most {allowed:.2e} is allowed; use "
+                    f"{name} of the compiled potential are wrong by {error:.2e}, at most {allowed:.2e} is allowed; use "
                     "compile=False, and please report this with your versions of torch and of the C++ compiler"
                 )
 
@@ -182,7 +182,7 @@ class NativeFunction:
             self._library: Any = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",))
         except (RuntimeError, OSError) as error:
             raise NoCompilerError(
-                f"compiled loops need a C++ compiler such as g++: {error}; compile=False does without"
+                f"compiling needs a C++ compiler such as g++: {error}; compile=False does without"
             ) from error
         self._library.workspace_size.restype = self._library.evaluate.restype = ctypes.c_int64
         self._workspace = torch.empty(0, dtype=torch.uint8)
@@ -266,7 +266,7 @@ def _table(potential: Potential, message: MessageNetwork) -> Tensor:
 
 
 def _merged(layer: SEGNNLayer) -> SEGNNLayer:
-    """Return the same layer, to update from the sums that the loops make.
+    """Return the same layer, to update from the sums along edges.
 
     The second layer of the messages and the first of the update are both linear, so one matrix does what two did.
     """
