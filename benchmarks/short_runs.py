@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/short_runs.py 64x0e+64x1o:2 64x0e+64x1o:2:gated_messages=true 64x0e+64x1o:3
 
-Each run is that of acac_small.yaml with another network, given as IRREPS:LAYERS and any keys of a recipe's network,
-fewer epochs and an average of the weights over fewer steps; attributes have the degrees of the irreps if not given.
-Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is evaluated on test frames.
+Each run is that of a recipe, by default acac_small.yaml, with another network, given as IRREPS:LAYERS and any keys of a
+recipe's network, fewer epochs and an average of the weights over fewer steps; attributes have the degrees of the irreps
+if not given. Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is evaluated on test
+frames.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 
 from ase_segnn.training import Recipe, load_recipe, train
 
-RECIPE = Path(__file__).with_name("acac_small.yaml")
+ACAC = Path(__file__).with_name("acac_small.yaml")
 
 
 def main() -> None:
@@ -28,8 +29,10 @@ def main() -> None:
     parser.add_argument("networks", nargs="+", metavar="IRREPS:LAYERS[:KEY=VALUE...]")
     parser.add_argument("--optimizers", nargs="+", default=["muon:0.012"], metavar="OPTIMIZER:LEARNING_RATE")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--recipe", type=Path, default=ACAC)
     arguments = parser.parse_args()
-    print(f"{arguments.epochs} epochs\n")
+    base = load_recipe(arguments.recipe)
+    print(f"{base.name}, {arguments.epochs} epochs\n")
     print("| irreps | layers | else | optimizer | energy RMSE, meV | forces RMSE, meV/Å | minutes |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for network in arguments.networks:
@@ -38,7 +41,7 @@ def main() -> None:
             optimizer, rate = run.split(":")
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                recipe = recipe_for(irreps, int(layers), others, optimizer, float(rate), arguments.epochs)
+                recipe = recipe_for(base, irreps, int(layers), others, optimizer, float(rate), arguments.epochs)
                 errors = train(recipe, Path(folder)).errors["validation"]
             minutes = (time.perf_counter() - started) / 60
             energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
@@ -54,9 +57,11 @@ def main() -> None:
             print("| " + " | ".join(row) + " |", flush=True)
 
 
-def recipe_for(irreps: str, layers: int, others: list[str], optimizer: str, rate: float, epochs: int) -> Recipe:
-    """Return the recipe acac_small.yaml with these changes."""
-    raw: dict[str, Any] = load_recipe(RECIPE).model_dump()
+def recipe_for(
+    base: Recipe, irreps: str, layers: int, others: list[str], optimizer: str, rate: float, epochs: int
+) -> Recipe:
+    """Return a recipe with these changes."""
+    raw: dict[str, Any] = base.model_dump()
     raw["data"]["test"] = {}
     raw["validate_every"] = epochs
     l_max = max(int(term.rstrip("eo").split("x")[1]) for term in irreps.split("+"))
