@@ -1,10 +1,16 @@
-"""The C++ source of the messages along edges in `native`: the layout of their arrays, and their sum at each atom."""
+"""The C++ source of the messages along edges in `native`: the layout of their arrays, and their sum at each atom.
+
+There are two forms of it. In general, what an atom sends is an array. In the first layer, features are only a vector
+per species times the atom's attribute, see `SEGNN`: what is sent are rows of a table times the attribute, and the
+gradient is that of the attribute.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from string import Template
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +19,7 @@ from ase_segnn._e3nn import wigner_3j
 from ase_segnn.model.expressions import Tape
 from ase_segnn.model.segnn import MessageNetwork
 from ase_segnn.model.spline import BASIS
-from ase_segnn.model.steerable import Path
+from ase_segnn.model.steerable import Path, SteerableLinear
 
 
 class Layout:
@@ -23,8 +29,9 @@ class Layout:
     then one factor per product of the second layer.
     """
 
-    def __init__(self, messages: MessageNetwork) -> None:
+    def __init__(self, messages: MessageNetwork, embedding: SteerableLinear) -> None:
         self._linear_1 = messages.linear_1
+        self.irreps_first = messages.linear_1.irreps_out
         self.hidden = messages.linear_2.irreps_in
         self.channels: int = self.hidden[0].mul
         self.dims = [ir.dim for _, ir in self.hidden]
@@ -37,6 +44,9 @@ class Layout:
         copies = [ir for mul, ir in self._linear_1.irreps_attributes for _ in range(mul)]
         self.starts = [sum(ir.dim for ir in copies[:k]) for k in range(len(copies))]
         self.degrees = [ir.l for ir in copies for _ in range(ir.dim)]  # of each component of the attribute
+        # first component of the attribute that is in the features of the first layer, per entry; None where those are 0
+        ways = [paths[0] if paths else None for paths in embedding.paths]
+        self.embedded = [None if path is None else self.starts[path.copy] for path in ways]
 
     def ways(self, entry_in: int) -> list[tuple[int, Path]]:
         """Products of the first layer that start from an entry of its input, with the entries that they lead to."""
@@ -48,18 +58,34 @@ class Layout:
         n_channels: int = self._linear_1.irreps_out[entry_out].mul
         return n_channels // self.channels
 
+    @property
+    def species_offsets(self) -> tuple[list[list[int]], int]:
+        """Where a row of the table of species has what centers, then neighbors send, per entry; and its length."""
+        offsets: list[list[int]] = []
+        n = 0
+        for _ in range(2):
+            offsets.append([])
+            for start, n_slots in zip(self.embedded, self.n_slots, strict=True):
+                offsets[-1].append(n)
+                n += 0 if start is None else n_slots * self.channels
+        return offsets, n
+
     def first_weights(self, entry_in: int) -> Tensor:
         """Weights of all products that start from an entry of the first layer's input, side by side."""
         return torch.cat([self._linear_1.weights[o][path.rows] for o, path in self.ways(entry_in)], dim=1)
 
 
 class _Edge:
-    """Expressions of one edge: `inputs` and `sums` by (entry, component, slot or product), and `radial`."""
+    """Expressions of one edge: what is sent and `sums` by (entry, component, slot or product), and `radial`.
 
-    def __init__(self, layout: Layout, tape: Tape) -> None:
-        self._layout, self._tape = layout, tape
+    What is sent is `centers` and `neighbors` or, with `of_species`, attributes of both by their components.
+    """
+
+    def __init__(self, layout: Layout, tape: Tape, *, of_species: bool) -> None:
+        self._layout, self._tape, self._of_species = layout, tape, of_species
         self.centers: dict[tuple[int, int, int], int] = {}
         self.neighbors: dict[tuple[int, int, int], int] = {}
+        self.node_attributes: dict[str, int] = {}
         self.radial: list[int] = []
         self.weight = tape.load("edges.weights[e]", vector=False)
         self.attributes = [tape.load(f"a[{k}]", vector=False) for k in range(len(layout.degrees))]
@@ -81,8 +107,14 @@ class _Edge:
         """Components of each output of the first layer, by entry and part of C channels."""
         layout, tape = self._layout, self._tape
         outputs: dict[tuple[int, int], list[int]] = {}
+        for o, (mul, ir) in enumerate(layout.irreps_first):
+            if self._of_species:  # not all are reached then
+                for part in range(mul // layout.channels):
+                    outputs[o, part] = [tape.constant(0)] * ir.dim
         for entry, ways in enumerate(layout.first):
             slot = 0
+            if self._of_species and layout.embedded[entry] is None:
+                continue
             for o, path in ways:
                 for part in range(layout.n_parts(o)):
                     inputs = [self._sent(entry, m, slot) for m in range(layout.dims[entry])]
@@ -97,11 +129,23 @@ class _Edge:
     def _sent(self, entry: int, m: int, slot: int) -> int:
         """Add what center and neighbor send."""
         key = (entry, m, slot)
+        if self._of_species:
+            return self._tape.add(self._of_table("p", "ai", key), self._of_table("q", "aj", key))
         n_slots, channels = self._layout.n_slots[entry], self._layout.channels
         for side, (pointer, loads) in enumerate([("p", self.centers), ("q", self.neighbors)]):
             offset = ((2 * m + side) * n_slots + slot) * channels
             loads[key] = self._tape.load(f"load({pointer}{entry} + {offset} + c)", vector=True)
         return self._tape.add(self.centers[key], self.neighbors[key])
+
+    def _of_table(self, row: str, attribute: str, key: tuple[int, int, int]) -> int:
+        entry, m, slot = key
+        sent = self._tape.load(f"load({row}{entry} + {slot * self._layout.channels} + c)", vector=True)
+        start = self._layout.embedded[entry]
+        if not start:  # the scalar
+            return sent
+        code = f"{attribute}[{start + m}]"
+        self.node_attributes[code] = self._tape.load(code, vector=False)
+        return self._tape.multiply(sent, self.node_attributes[code])
 
     def _gated(self, outputs: dict[tuple[int, int], list[int]]) -> list[list[int]]:
         """Hidden features, as `ase_segnn.model.steerable.Gate` makes them but for its constants."""
@@ -143,7 +187,7 @@ def steer(tape: Tape, attributes: Sequence[int], starts: Sequence[int], x: list[
     return [y for y in product if y is not None]
 
 
-_FUNCTIONS = Template(r"""
+_EDGES = Template(r"""
 // What is kept of the edges to atoms within the cutoff; those of atom i are from rows[i] to ends[i].
 struct Edges {
   const int64_t *rows, *ends, *neighbors;
@@ -168,8 +212,11 @@ struct Edges {
   const T* knot = table + interval * $stride; \
   const T u = x - (T)interval; \
 $basis
+""")
+
+_SUMS = Template(r"""
 // Sums s of the messages to n atoms from i0 on.
-static void sum_messages(const Edges& edges, const T* table, int64_t i0, int64_t n, T* const* projected, T* const* s) {
+static void sum_messages$suffix(const Edges& edges, const T* table, int64_t i0, int64_t n, $sent, T* const* s) {
   for (int64_t i = i0; i < i0 + n; ++i) {
     $center
     $sums
@@ -185,8 +232,8 @@ static void sum_messages(const Edges& edges, const T* table, int64_t i0, int64_t
   }
 }
 // Adds gradients of what centers and neighbors send to those of one thread, and of edges to those of all layers.
-static void sum_messages_backward(const Edges& edges, const T* table, int64_t i0, int64_t n, T* const* projected,
-                                  T* const* d_s, T* const* d_projected) {
+static void sum_messages${suffix}_backward(const Edges& edges, const T* table, int64_t i0, int64_t n, $sent,
+                                           T* const* d_s, $d_sent) {
   for (int64_t i = i0; i < i0 + n; ++i) {
     $d_center
     for (int64_t e = edges.rows[i]; e < edges.ends[i]; ++e) {
@@ -208,14 +255,21 @@ _ZERO = 1e-12  # of Wigner 3j symbols
 
 
 def edge_source(layout: Layout) -> str:
-    """Return the C++ of the sum of messages, and of its derivative."""
-    forward, backward = _forward(layout), _backward(layout)
-    return _FUNCTIONS.substitute(
-        forward | backward,
-        basis=_basis(),
-        stride=layout.n_functions * layout.channels,
-        channels=layout.channels,
-        n_attributes=len(layout.degrees),
+    """Return the C++ of the sum of messages, and of its derivative, in both forms."""
+    sizes: dict[str, Any] = {
+        "stride": layout.n_functions * layout.channels,
+        "channels": layout.channels,
+        "n_attributes": len(layout.degrees),
+    }
+    array = {"suffix": "", "sent": "T* const* projected", "d_sent": "T* const* d_projected"}
+    rows = {
+        "suffix": "_of_species",
+        "sent": "const T* sent, const int64_t* species, const T* node_attributes",
+        "d_sent": "T* d_node_attributes",
+    }
+    return _EDGES.substitute(sizes, basis=_basis()) + "".join(
+        _SUMS.substitute(sizes | form | _forward(layout, of_species) | _backward(layout, of_species))
+        for of_species, form in ((False, array), (True, rows))
     )
 
 
@@ -235,18 +289,18 @@ def _horner(powers: list[float]) -> str:
     return code
 
 
-def _forward(layout: Layout) -> dict[str, str]:
+def _forward(layout: Layout, of_species: bool) -> dict[str, str]:
     tape = Tape()
-    edge = _Edge(layout, tape)
+    edge = _Edge(layout, tape, of_species=of_species)
     scalars, vectors = tape.statements(list(edge.sums.values()))
-    vectors += [f"add_to({_product(layout, key)}, {tape.name(x)});" for key, x in edge.sums.items()]
+    vectors += [f"add_to({_product(layout, key)}, V{{}} + {tape.name(x)});" for key, x in edge.sums.items()]
     clear = [
         f"for (int c = 0; c < {dim * size * layout.channels}; c += LANES) store(s{entry} + c, V{{}});"
         for entry, (dim, size) in enumerate(zip(layout.dims, layout.n_products, strict=True))
     ]
     return {
-        "center": _lines(_rows(layout, "const T* p", "projected", "i", layout.n_slots, 2), 4),
-        "neighbor": _lines(_rows(layout, "const T* q", "projected", "j", layout.n_slots, 2), 6),
+        "center": _lines(_sent_rows(layout, 0, of_species), 4),
+        "neighbor": _lines(_sent_rows(layout, 1, of_species), 6),
         "sums": _lines(_rows(layout, "T* s", "s", "(i - i0)", layout.n_products, 1), 4),
         "clear": _lines(clear, 4),
         "scalars": _lines(scalars, 6),
@@ -254,38 +308,56 @@ def _forward(layout: Layout) -> dict[str, str]:
     }
 
 
-def _backward(layout: Layout) -> dict[str, str]:
+def _backward(layout: Layout, of_species: bool) -> dict[str, str]:
     tape = Tape()
-    edge = _Edge(layout, tape)
+    edge = _Edge(layout, tape, of_species=of_species)
     varying = [k for k, degree in enumerate(layout.degrees) if degree > 0]
     gradients = [tape.load(f"load({_product(layout, key)})", vector=True) for key in edge.sums]
-    inputs = [*edge.centers.values(), *(edge.attributes[k] for k in varying), edge.weight, *edge.radial]
+    nodes = list(edge.node_attributes.values())
+    inputs = [*edge.centers.values(), *nodes, *(edge.attributes[k] for k in varying), edge.weight, *edge.radial]
     adjoints = tape.backward(list(edge.sums.values()), gradients, inputs)
     scalars, vectors = tape.statements(adjoints)
     names = iter([tape.name(x) for x in adjoints])
     for key in edge.centers:  # what center and neighbor send is added, so both have the same gradient
         gradient = next(names)
         vectors += [f"add_to({_slot(layout, key, side)}, {gradient});" for side in range(2)]
+    vectors += [f"vn{k} += {next(names)};" for k in range(len(nodes))]
     vectors += [f"v{k} += {next(names)};" for k in varying]
     vectors += [f"vw += {next(names)};"]
     vectors += ["vd += " + " + ".join(f"{next(names)} * radial_slope({f})" for f in range(len(edge.radial))) + ";"]
-    at_center = _rows(layout, "const T* p", "projected", "i", layout.n_slots, 2)
-    at_center += _rows(layout, "T* dp", "d_projected", "i", layout.n_slots, 2)
+    accumulators = ["V vd = {}, vw = {};", *(f"V v{k} = {{}};" for k in varying)]
+    finish = ["edges.d_distances[e] += sum(vd);", "edges.d_weights[e] += sum(vw);"]
+    finish += [f"da[{k}] += sum(v{k});" for k in varying]
+    at_center, at_neighbor = _sent_rows(layout, 0, of_species), _sent_rows(layout, 1, of_species)
+    if of_species:
+        at_center.append(f"T* d_ai = d_node_attributes + i * {len(layout.degrees)};")
+        at_neighbor.append(f"T* d_aj = d_node_attributes + j * {len(layout.degrees)};")
+        accumulators += [f"V vn{k} = {{}};" for k in range(len(nodes))]
+        finish += [f"d_{code} += sum(vn{k});" for k, code in enumerate(edge.node_attributes)]
+    else:
+        at_center += _rows(layout, "T* dp", "d_projected", "i", layout.n_slots, 2)
+        at_neighbor += _rows(layout, "T* dq", "d_projected", "j", layout.n_slots, 2)
     at_center += _rows(layout, "const T* s", "d_s", "(i - i0)", layout.n_products, 1)
-    at_neighbor = _rows(layout, "const T* q", "projected", "j", layout.n_slots, 2)
-    at_neighbor += _rows(layout, "T* dq", "d_projected", "j", layout.n_slots, 2)
     return {
         "d_center": _lines(at_center, 4),
         "d_neighbor": _lines(at_neighbor, 6),
-        "accumulators": _lines(["V vd = {}, vw = {};", *(f"V v{k} = {{}};" for k in varying)], 6),
+        "accumulators": _lines(accumulators, 6),
         "d_scalars": _lines(scalars, 6),
         "d_vectors": _lines(vectors, 8),
-        "finish": _lines(
-            ["edges.d_distances[e] += sum(vd);", "edges.d_weights[e] += sum(vw);"]
-            + [f"da[{k}] += sum(v{k});" for k in varying],
-            6,
-        ),
+        "finish": _lines(finish, 6),
     }
+
+
+def _sent_rows(layout: Layout, side: int, of_species: bool) -> list[str]:
+    """Pointers to what an atom sends as a center or as a neighbor."""
+    name, atom = "pq"[side], "ij"[side]
+    if not of_species:
+        return _rows(layout, f"const T* {name}", "projected", atom, layout.n_slots, 2)
+    offsets, length = layout.species_offsets
+    lines = [f"const T* a{atom} = node_attributes + {atom} * {len(layout.degrees)}; (void)a{atom};"]
+    for entry, offset in enumerate(offsets[side]):
+        lines.append(f"const T* {name}{entry} = sent + species[{atom}] * {length} + {offset}; (void){name}{entry};")
+    return lines
 
 
 def _slot(layout: Layout, key: tuple[int, int, int], side: int) -> str:

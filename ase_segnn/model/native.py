@@ -247,7 +247,7 @@ def _as_argument(value: float | Tensor | Sequence[Tensor]) -> Any:
 def _table(potential: Potential, message: MessageNetwork) -> Tensor:
     """Splines of the functions of the distance, (intervals + 5, functions * C); see `Layout`."""
     exact = copy.deepcopy(message).double()
-    layout = Layout(exact)
+    layout = Layout(exact, potential.network.embedding)
     slots = [(o, layout.n_parts(o) * layout.channels) for o, _ in layout.first[layout.scalars]]
     bias = [exact.linear_1.biases["0"] if o == 0 else torch.zeros(n, dtype=torch.float64) for o, n in slots]
     entries = [path.entry_in for paths in layout.second for path in paths]

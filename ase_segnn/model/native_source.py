@@ -65,7 +65,7 @@ class NativeSource:
 
     def __init__(self, potential: Potential, updates: Sequence[SEGNNLayer], dtype: torch.dtype) -> None:
         network = potential.network
-        self._layout = layout = Layout(network.rounds[0].message)
+        self._layout = layout = Layout(network.rounds[0].message, network.embedding)
         self._dtype = dtype
         channels, n_attributes = layout.channels, len(layout.degrees)
         hidden = [(dim, channels) for dim in layout.dims]
@@ -146,11 +146,13 @@ class NativeSource:
         n = len(layout.hidden)
         tensors: list[Tensor] = []
         for layer, merged in zip(network.rounds, updates, strict=True):
-            of_layer = Layout(layer.message)
+            of_layer = Layout(layer.message, network.embedding)
             projections = [
                 torch.cat([of_layer.first_weights(entry), of_layer.first_weights(entry + n)], dim=1)
                 for entry in range(n)
             ]
+            if layer is network.rounds[0]:  # which takes the table of species instead
+                projections = [projection[:0] for projection in projections]
             linear_1, linear_2 = merged.update.linear_1, merged.update.linear_2
             for matrices in (projections, self._plans["1"].matrices(linear_1), self._plans["2"].matrices(linear_2)):
                 tensors += matrices
@@ -160,14 +162,16 @@ class NativeSource:
         matrices = self._plans["3"].matrices(readout.linear_1)
         tensors += [*matrices, *(matrix.T for matrix in matrices)]
         embedding = network.embedding
-        rows = [
-            potential.one_hot @ embedding.weights[o][path.rows]
-            + (embedding.biases[str(o)] if str(o) in embedding.biases and path.l_attribute == 0 else 0)
-            for o, paths in enumerate(embedding.paths)
-            for path in paths
-        ]
-        tensors += [torch.cat(rows, dim=1), readout.linear_1.biases["0"]]
+        rows: dict[int, Tensor] = {}  # of the table of species, per entry of the features that it reaches
+        for o, (paths, weight) in enumerate(zip(embedding.paths, embedding.weights, strict=True)):
+            if paths:
+                row = potential.one_hot @ weight
+                rows[o] = row + embedding.biases[str(o)] if str(o) in embedding.biases else row
+        first = Layout(network.rounds[0].message, embedding)
+        sent = [row @ first.first_weights(entry + side * n) for side in range(2) for entry, row in rows.items()]
+        tensors += [torch.cat(list(rows.values()), dim=1), readout.linear_1.biases["0"]]
         tensors.append(torch.cat([readout.linear_2.weights[0].flatten(), readout.linear_2.biases["0"]]))
+        tensors.append(torch.cat(sent, dim=1))
         return [tensor.detach().contiguous() for tensor in tensors]
 
     def _substitute(self, potential: Potential, functions: list[str], calls: dict[str, list[str]]) -> str:
@@ -263,7 +267,7 @@ class NativeSource:
             f_widths=", ".join(str(dim * width) for dim, width in self._f.shapes),
             saved="\n".join(f"  {array.pointers.replace('[', '[N_LAYERS + 1][', 1)};" for array in saved),
             take_saved="\n".join(
-                f"    for (int t = 0; t < N_LAYERS{' + 1' if array.name == 'f' else ''}; ++t) "
+                f"    for (int t = {int(array.name == 'p')}; t < N_LAYERS{' + 1' if array.name == 'f' else ''}; ++t) "
                 f"{array.name}[t][{k}] = take<T>(next, n_atoms * {dim * width});"
                 for array in saved
                 for k, (dim, width) in enumerate(array.shapes)
@@ -295,6 +299,7 @@ class NativeSource:
             readout_backward=_lines(readout_backward),
             readout_first=n_layers * per_layer,
             embedding=n_layers * per_layer + r,
+            sent=n_layers * per_layer + r + 3,
             harmonics="\n".join(f"      {line}" for line in harmonics),
             harmonics_backward="\n".join(f"      {line}" for line in harmonics_backward),
         )

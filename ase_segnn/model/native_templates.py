@@ -100,6 +100,8 @@ struct Input {
 $input
 };
 enum { N_LAYERS = $n_layers, N_ATTRIBUTES = $n_attributes, N_ENTRIES = $n_entries, PER_LAYER = $per_layer, BLOCK = 32 };
+// Of the gradients of what is sent there is a set for layers that follow each other; the first layer needs none.
+enum { N_SENT = N_LAYERS > 2 ? 2 : N_LAYERS - 1 };
 static const int64_t P_WIDTHS[] = {$widths}, F_WIDTHS[] = {$f_widths};
 
 template <class X> static X* take(char*& next, int64_t n) {
@@ -124,7 +126,7 @@ $take_scratch
 struct Space {
 $saved
   T* d_f[N_ENTRIES];
-  T *a, *d_a, *attributes, *distances, *pair_weights, *d_attributes, *d_distances, *d_weights, *d_p;
+  T *a, *d_a, *attributes, *distances, *pair_weights, *d_attributes, *d_distances, *d_weights, *d_p, *d_sent_a;
   double *overlap, *d_overlap, *vectors, *pair_forces;
   int64_t *rows, *ends, *near;
   char* scratch;
@@ -135,7 +137,7 @@ $saved
     char* next = start;
     d_p_width = 0;
     for (int64_t width : P_WIDTHS) d_p_width += (n_atoms * width + 15) / 16 * 16;
-    if (forces) d_p = take<T>(next, 2 * n_threads * d_p_width);
+    if (forces) d_p = take<T>(next, N_SENT * n_threads * d_p_width);
 $take_saved
     a = take<T>(next, n_atoms * N_ATTRIBUTES);
     overlap = take<double>(next, n_atoms);
@@ -154,6 +156,7 @@ $take_gradients
       d_weights = take<T>(next, n_edges);
       vectors = take<double>(next, 3 * n_edges);
       pair_forces = take<double>(next, 3 * n_threads * n_atoms);
+      d_sent_a = take<T>(next, n_threads * n_atoms * N_ATTRIBUTES);
     }
     scratch = next;
     Scratch one;
@@ -162,8 +165,8 @@ $take_gradients
     return scratch + n_threads * scratch_size - start;
   }
   // What one thread adds to the gradients of what is sent; layers take turns between two.
-  T* sent(int64_t layer, int64_t thread, int64_t n_threads) {
-    return d_p + ((layer % 2) * n_threads + thread) * d_p_width;
+  T* sent(int64_t layer, int64_t thread, int64_t n_threads) const {
+    return d_p + (layer % (N_SENT > 1 ? 2 : 1) * n_threads + thread) * d_p_width;
   }
 };
 
@@ -223,8 +226,11 @@ $harmonics
     }
     space.ends[i] = at;
     space.overlap[i] = overlap;
-    if (in.forces_wanted)
-      for (int k = 0; k < N_ATTRIBUTES; ++k) space.d_a[i * N_ATTRIBUTES + k] = 0;
+    if (!in.forces_wanted) continue;
+    for (int k = 0; k < N_ATTRIBUTES; ++k) {
+      space.d_a[i * N_ATTRIBUTES + k] = 0;
+      for (int64_t x = 0; x < in.n_threads; ++x) space.d_sent_a[(x * in.n_atoms + i) * N_ATTRIBUTES + k] = 0;
+    }
   }
 }
 
@@ -277,7 +283,10 @@ $next_f
 $pointers
 $scratch_pointers
   const T* a = space.a + i0 * N_ATTRIBUTES;
-  sum_messages(edges, in.tables[t], i0, n, space.p[t], s);
+  if (t == 0)
+    sum_messages_of_species(edges, in.tables[t], i0, n, in.weights[$sent], in.species, space.a, s);
+  else
+    sum_messages(edges, in.tables[t], i0, n, space.p[t], s);
 $update
   if (t + 1 < N_LAYERS) project(in.weights + (t + 1) * PER_LAYER, space, t + 1, i0, n);
 }
@@ -293,9 +302,14 @@ $scratch_pointers
   const T* a = space.a + i0 * N_ATTRIBUTES;
   T* d_a = space.d_a + i0 * N_ATTRIBUTES;
 $update_backward
-  T* d_p[N_ENTRIES];
-  entries_of(d_p, ((Space&)space).sent(t, thread, in.n_threads), in.n_atoms);
-  sum_messages_backward(edges, in.tables[t], i0, n, space.p[t], d_s, d_p);
+  if (t == 0) {
+    T* d_sent_a = space.d_sent_a + thread * in.n_atoms * N_ATTRIBUTES;
+    sum_messages_of_species_backward(edges, in.tables[t], i0, n, in.weights[$sent], in.species, space.a, d_s, d_sent_a);
+  } else {
+    T* d_p[N_ENTRIES];
+    entries_of(d_p, space.sent(t, thread, in.n_threads), in.n_atoms);
+    sum_messages_backward(edges, in.tables[t], i0, n, space.p[t], d_s, d_p);
+  }
 }
 
 // Adds the gradients of what all threads have for what these atoms send, and clears them.
@@ -303,11 +317,11 @@ static void sent_backward(const Input& in, const Space& space, int t, int64_t i0
   const T* const* w = in.weights + t * PER_LAYER;
 $d_f
   T* dp[N_ENTRIES];
-  entries_of(dp, ((Space&)space).sent(t, 0, in.n_threads), in.n_atoms);
+  entries_of(dp, space.sent(t, 0, in.n_threads), in.n_atoms);
   for (int k = 0; k < N_ENTRIES; ++k) dp[k] += i0 * P_WIDTHS[k];
   for (int64_t thread = 1; thread < in.n_threads; ++thread) {
     T* other[N_ENTRIES];
-    entries_of(other, ((Space&)space).sent(t, thread, in.n_threads), in.n_atoms);
+    entries_of(other, space.sent(t, thread, in.n_threads), in.n_atoms);
     for (int k = 0; k < N_ENTRIES; ++k) {
       T* from = other[k] + i0 * P_WIDTHS[k];
       for (int64_t x = 0; x < n * P_WIDTHS[k]; x += LANES) {
@@ -365,7 +379,7 @@ extern "C" int64_t evaluate(const Input* input) {
   Space space;
   space.lay_out(in.workspace, n_atoms, in.n_edges, in.n_threads, in.forces_wanted);
   if (in.forces_wanted && !in.workspace_is_clean)
-    std::memset(space.d_p, 0, 2 * in.n_threads * space.d_p_width * sizeof(T));
+    std::memset(space.d_p, 0, N_SENT * in.n_threads * space.d_p_width * sizeof(T));
   int64_t i = 0;
   for (int64_t e = 0; e < in.n_edges; ++e) {
     if (e > 0 && in.centers[e] < in.centers[e - 1]) return 1;
@@ -389,7 +403,6 @@ extern "C" int64_t evaluate(const Input* input) {
 $f
 $embed
     }
-    project(in.weights, space, 0, i0, n);
   }
   for (int t = 0; t + 1 < N_LAYERS; ++t) {
     BLOCKS {
@@ -415,7 +428,9 @@ $embed
   std::memset(space.pair_forces + 3 * n_atoms * omp_get_thread_num(), 0, 3 * n_atoms * sizeof(double));
   BLOCKS {
     BLOCK_RANGE
-    sent_backward(in, space, 0, i0, n);
+    for (int64_t x = 0; x < in.n_threads; ++x)
+      for (int64_t k = i0 * N_ATTRIBUTES; k < (i0 + n) * N_ATTRIBUTES; ++k)
+        space.d_a[k] += space.d_sent_a[x * n_atoms * N_ATTRIBUTES + k];
     {
       const T* const* w = in.weights + $embedding;
       const T* a = space.a + i0 * N_ATTRIBUTES;
