@@ -1,4 +1,4 @@
-"""Write the frames of `acac_small.yaml` for `nequip_s_acac.yaml`: ``python benchmarks/nequip_frames.py FOLDER``."""
+"""Write the frames of `acac-pbe-fast.yaml` for `nequip_s_acac.yaml`: ``python benchmarks/nequip_frames.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ase_segnn.training import load_recipe
 from ase_segnn.training.data import read_frames, split
 from ase_segnn.training.sources import locate
 
-RECIPE = Path(__file__).with_name("acac_small.yaml")
+RECIPE = Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml"
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/short_runs.py 64x0e+64x1o:2 64x0e+64x1o:2:gated_messages=true 64x0e+64x1o:3
 
-Each run is that of a recipe, by default acac_small.yaml, with another network, given as IRREPS:LAYERS and any keys of a
-recipe's network, fewer epochs and an average of the weights over fewer steps; attributes have the degrees of the irreps
-if not given. Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is evaluated on test
-frames.
+Each run is that of a recipe, by default potentials/acac-pbe-fast.yaml, with another network, given as IRREPS:LAYERS and
+any keys of a recipe's network, fewer epochs and an average of the weights over fewer steps; attributes have the degrees
+of the irreps if not given. Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is
+evaluated on test frames.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 
 from ase_segnn.training import Recipe, load_recipe, train
 
-ACAC = Path(__file__).with_name("acac_small.yaml")
+ACAC = Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml"
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="+", metavar="IRREPS:LAYERS[:KEY=VALUE...]")
     parser.add_argument("--optimizers", nargs="+", default=["muon:0.012"], metavar="OPTIMIZER:LEARNING_RATE")
     parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--weight-decay", type=float, default=1e-8)
     parser.add_argument("--recipe", type=Path, default=ACAC)
     arguments = parser.parse_args()
     base = load_recipe(arguments.recipe)
@@ -41,7 +42,13 @@ def main() -> None:
             optimizer, rate = run.split(":")
             started = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
-                recipe = recipe_for(base, irreps, int(layers), others, optimizer, float(rate), arguments.epochs)
+                optimization = {
+                    "optimizer": optimizer,
+                    "learning_rate" if optimizer == "adamw" else "muon_learning_rate": float(rate),
+                    "weight_decay": arguments.weight_decay,
+                    "epochs": arguments.epochs,
+                }
+                recipe = recipe_for(base, irreps, int(layers), others, optimization)
                 errors = train(recipe, Path(folder)).errors["validation"]
             minutes = (time.perf_counter() - started) / 60
             energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
@@ -57,13 +64,11 @@ def main() -> None:
             print("| " + " | ".join(row) + " |", flush=True)
 
 
-def recipe_for(
-    base: Recipe, irreps: str, layers: int, others: list[str], optimizer: str, rate: float, epochs: int
-) -> Recipe:
+def recipe_for(base: Recipe, irreps: str, layers: int, others: list[str], optimization: dict[str, Any]) -> Recipe:
     """Return a recipe with these changes."""
     raw: dict[str, Any] = base.model_dump()
     raw["data"]["test"] = {}
-    raw["validate_every"] = epochs
+    raw["validate_every"] = optimization["epochs"]
     l_max = max(int(term.rstrip("eo").split("x")[1]) for term in irreps.split("+"))
     raw["network"] |= {
         "irreps_hidden": irreps,
@@ -71,8 +76,7 @@ def recipe_for(
         "n_layers": layers,
         **{key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)},
     }
-    key = "learning_rate" if optimizer == "adamw" else "muon_learning_rate"
-    raw["optimization"] |= {"optimizer": optimizer, key: rate, "epochs": epochs, "ema_decay": 0.99}
+    raw["optimization"] |= optimization | {"ema_decay": 0.99}
     return Recipe.model_validate(raw)
 
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/training_speed.py --mace .venv-mace/bin/mace_run_train
 
-Ours is the network of `acac_small.yaml`, MACE has 64x0e+64x1o, a cutoff of 5 Å and otherwise its defaults; both have
+Ours is the network of `acac-pbe-fast.yaml`, MACE has 64x0e+64x1o, a cutoff of 5 Å and otherwise its defaults; both have
 five frames per step and float32. A step is everything from a batch to new weights. In each round both run two epochs;
 the first steps, in which ours compiles, are left out, and the median time of a step counts.
 """
@@ -28,7 +28,7 @@ from ase_segnn.training.data import LabeledGraph, isolated_atom_energies, read_f
 from ase_segnn.training.module import TrainingModule
 from ase_segnn.training.sources import locate
 
-RECIPE = load_recipe(Path(__file__).with_name("acac_small.yaml"))
+RECIPE = load_recipe(Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml")
 FRAMES = locate(RECIPE.data.train)
 ATOMS = locate("acac/isolated_atoms.xyz")
 BATCH_SIZE, N_FRAMES, SKIPPED = 5, 450, 10

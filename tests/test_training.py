@@ -81,7 +81,15 @@ def recipe_for(path: Path, **changes: Any) -> Recipe:
         "name": "tiny",
         "data": {"train": path.name, "folder": str(path.parent), "validation": 3, "test": {"all": path.name}},
         "network": NETWORK.model_dump(),
-        "optimization": {"epochs": 4, "batch_size": 4, "learning_rate": 0.01, "warmup_steps": 2, "ema_decay": 0.5},
+        "optimization": {
+            "epochs": 4,
+            "batch_size": 4,
+            "muon_learning_rate": 0.02,
+            "learning_rate": 0.01,
+            "warmup_steps": 2,
+            "weight_decay": 0.0,
+            "ema_decay": 0.5,
+        },
         "validate_every": 1,
         "device": "cpu",
     }

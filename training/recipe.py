@@ -51,7 +51,7 @@ class OptimizationSection(_Section):
         falling along a cosine
     learning_rate : of AdamW, likewise
     warmup_steps : steps of linear increase
-    weight_decay : of both
+    weight_decay : of both; without it Muon lets the weights grow, and dynamics far from the data becomes unstable
     ema_decay : of the exponential moving average of the weights, which is what is validated and kept
     gradient_clip : largest norm of the gradient
     energy_weight : of the mean of (ΔE)² / atoms, in Å⁻²
@@ -63,10 +63,10 @@ class OptimizationSection(_Section):
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 5
     optimizer: Literal["muon", "adamw"] = "muon"
-    muon_learning_rate: PositiveFloat = 0.02
+    muon_learning_rate: PositiveFloat = 0.01
     learning_rate: PositiveFloat = 2e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 200
-    weight_decay: NonNegativeFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     gradient_clip: PositiveFloat = 1.0
     energy_weight: NonNegativeFloat = 10.0
