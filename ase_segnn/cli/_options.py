@@ -26,7 +26,8 @@ StructureArgument = Annotated[str, typer.Argument(help="Any file ASE reads; 'fil
 DeviceOption = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:1', or 'auto' for a GPU where there is one.")]
 DTypeOption = Annotated[DType, typer.Option(help="Precision of the network.")]
 CompileOption = Annotated[
-    bool, typer.Option("--compile", help="Compile also what has no C++ form of its own, see README: one to two minutes, then faster.")
+    bool,
+    typer.Option("--compile", help="Compile also what has no C++ form of its own: one to two minutes, then faster."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing output files.")]
 

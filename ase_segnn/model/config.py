@@ -31,9 +31,9 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cutoff: PositiveFloat = 5.0
-    irreps_hidden: str = "64x0e+32x1o+16x2e"
+    irreps_hidden: str = "64x0e+64x1o"
     l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
-    n_layers: PositiveInt = 3
+    n_layers: PositiveInt = 2
     n_radial: PositiveInt = 8
     radial_hidden: tuple[PositiveInt, ...] = (64, 64)
     gated_messages: bool = False
