@@ -34,7 +34,7 @@ CASES = [
 ]
 
 # Elsewhere a trained potential may be too steep for any time step.
-TRAINED_FOR = {"acac-pbe": "acetylacetone"}
+TRAINED_FOR = {"acac-pbe": "acetylacetone", "acac-pbe-fast": "acetylacetone"}
 each_case = pytest.mark.parametrize(("potential", "name"), CASES)
 each_potential = pytest.mark.parametrize("potential", ELEMENTS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
