@@ -32,6 +32,7 @@ from ase_segnn.model.spline import spline_coefficients
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, SteerableLinear
 
 _FEWEST_LANES = 4  # shorter vectors are no gain
+_FEWEST_ATOMS = 32  # per thread; fewer gain little, and threads that wait for a busy processor lose much
 _MOST_EXTRA_BYTES = 4 * 2**30  # of workspace for threads beyond the first; more than that allows are not used
 _TYPES: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 # Intervals of the splines of radial functions, for errors below those of rounding.
@@ -228,7 +229,7 @@ class NativeFunction:
         return results[0], results[1], results[2]
 
     def _n_threads(self, n_atoms: int, n_edges: int, *, forces: bool) -> int:
-        n_threads = min(torch.get_num_threads(), max(1, n_atoms // 4))
+        n_threads = min(torch.get_num_threads(), max(1, n_atoms // _FEWEST_ATOMS))
         if n_threads == 1 or not forces:
             return n_threads
         one, two = (self._library.workspace_size(*map(ctypes.c_int64, (n_atoms, n_edges, n, 1))) for n in (1, 2))
