@@ -233,7 +233,7 @@ class NativeSource:
             call("finish_update_backward"),
             *(line.replace("d_o2", "d_f") for line in plans["2"].backward(first["2"] + sizes["2"])),
             call("gate_update_backward", f", w[{biases}]"),
-            *plans["1"].backward(first["1"] + sizes["1"], also_written=["f"]),
+            *plans["1"].backward(first["1"] + sizes["1"], added_to="f"),
             call("steer_features_and_sums_backward"),
         ]
         r = 2 * sizes["3"]

@@ -88,38 +88,33 @@ class LinearPlan:
     def _ways(self, entry_in: int) -> list[tuple[int, Path]]:
         return [(o, path) for o, paths in enumerate(self.linear.paths) for path in paths if path.entry_in == entry_in]
 
-    def forward(self, first: int, also_written: Sequence[str] = ()) -> list[str]:
-        """Statements of the products; matrices are numbered from `first`, and arrays in `also_written` are added to."""
-        written = {(name, entry) for name in also_written for entry in range(64)}
-        lines = []
-        for k, product in enumerate(self.products):
-            source, target = (
-                self._shape(product.source, product.source_entry),
-                self._shape(product.target, product.target_entry),
-            )
-            key = (product.target, product.target_entry)
-            lines.append(
-                f"multiply(n * {target[0]}, {source[1]}, {target[1]}, {product.source}[{product.source_entry}], "
-                f"w[{first + k}], {product.target}[{product.target_entry}], {int(key in written)});"
-            )
-            written.add(key)
-        return lines
+    def forward(self, first: int) -> list[str]:
+        """Statements of the products, by the matrices numbered from `first`."""
+        steps = [((p.source, p.source_entry), (p.target, p.target_entry)) for p in self.products]
+        return self._statements(steps, first, prefix="", added_to="")
 
-    def backward(self, first: int, also_written: Sequence[str] = ()) -> list[str]:
-        """Statements of the gradients of the products' inputs, by the transposed matrices numbered from `first`."""
-        written = {(name, entry) for name in also_written for entry in range(64)}
+    def backward(self, first: int, added_to: str = "") -> list[str]:
+        """Statements of the gradients of the products' inputs, by the transposed matrices numbered from `first`.
+
+        They overwrite what is in these arrays, but for that of the array `added_to`.
+        """
+        steps = [((p.target, p.target_entry), (p.source, p.source_entry)) for p in self.products]
+        return self._statements(steps, first, prefix="d_", added_to=added_to)
+
+    def _statements(
+        self, steps: Sequence[tuple[tuple[str, int], tuple[str, int]]], first: int, *, prefix: str, added_to: str
+    ) -> list[str]:
+        """Statements for products from one (array, entry) to another; the first one to each of them overwrites it."""
+        written: set[tuple[str, int]] = set()
         lines = []
-        for k, product in enumerate(self.products):
-            source, target = (
-                self._shape(product.source, product.source_entry),
-                self._shape(product.target, product.target_entry),
-            )
-            key = (product.source, product.source_entry)
+        for k, (source, target) in enumerate(steps):
+            (rows, n_in), (_, n_out) = self._shape(*source), self._shape(*target)
+            adds = target in written or target[0] == added_to
             lines.append(
-                f"multiply(n * {target[0]}, {target[1]}, {source[1]}, d_{product.target}[{product.target_entry}], "
-                f"w[{first + k}], d_{product.source}[{product.source_entry}], {int(key in written)});"
+                f"multiply(n * {rows}, {n_in}, {n_out}, {prefix}{source[0]}[{source[1]}], w[{first + k}], "
+                f"{prefix}{target[0]}[{target[1]}], {int(adds)});"
             )
-            written.add(key)
+            written.add(target)
         return lines
 
     def matrices(self, linear: SteerableLinear) -> list[Tensor]:
