@@ -3,15 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ase_segnn.model.steerable import SteerableLinear
 
 from .recipe import OptimizationSection
+
+
+_MOMENTUM = 0.95
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values to about 1
+_ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    r"""Momentum whose matrices are replaced by their orthogonal factor, in float32.
+
+    What torch.optim.Muon does with ``adjust_lr_fn="original"``, except that the factor is not found in bfloat16, which
+    most CPUs have to emulate: there that takes several times as long as all the rest of a training step. Matrices of
+    one shape are treated together.
+
+    Parameters
+    ----------
+    groups : of matrices (rows, columns), with their learning rates; a step has the spectral norm
+        :math:`\eta \sqrt{\max(1, \text{rows} / \text{columns})}`
+    weight_decay : a step first multiplies the matrix by 1 − η times this
+
+    References
+    ----------
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], weight_decay: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step along the gradients that are there."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        given = [(group, matrix) for group in self.param_groups for matrix in group["params"] if matrix.grad is not None]
+        given.sort(key=lambda pair: tuple(pair[1].shape))
+        for shape, alike in groupby(given, key=lambda pair: tuple(pair[1].shape)):
+            pairs = list(alike)
+            directions = _orthogonal_factors(torch.stack([self._momentum(matrix) for _, matrix in pairs]))
+            for (group, matrix), direction in zip(pairs, directions, strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))
+        return loss
+
+    def _momentum(self, matrix: Tensor) -> Tensor:
+        """Nesterov's momentum of a matrix with the gradient of this step."""
+        state, gradient = self.state[matrix], matrix.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(matrix)
+        state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        return gradient.lerp(state["momentum"], _MOMENTUM)
+
+
+def _orthogonal_factors(matrices: Tensor) -> Tensor:
+    """Nearly orthogonal factors of matrices (B, rows, columns) by Newton-Schulz iteration."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    a, b, c = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
 
 
 def make_optimizers(model: nn.Module, settings: OptimizationSection) -> list[torch.optim.Optimizer]:
@@ -39,16 +102,13 @@ def make_optimizers(model: nn.Module, settings: OptimizationSection) -> list[tor
     groups: list[dict[str, Any]] = []
     in_muon = set()
     for matrix, n_in, n_out in _matrices(model):
-        # torch multiplies the step by sqrt(max(1, rows / columns)), which is right for (n_out, n_in) that are tall
-        torch_factor = math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
-        learning_rate = settings.muon_learning_rate * math.sqrt(n_out / n_in) / torch_factor
+        # Muon multiplies the step by sqrt(max(1, rows / columns)), which is right for (n_out, n_in) that are tall
+        factor_of_muon = math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
+        learning_rate = settings.muon_learning_rate * math.sqrt(n_out / n_in) / factor_of_muon
         groups.append({"params": [matrix], "lr": learning_rate})
         in_muon.add(id(matrix))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in in_muon]
-    return [
-        torch.optim.Muon(groups, weight_decay=settings.weight_decay, adjust_lr_fn="original"),
-        _adamw(rest, settings),
-    ]
+    return [Muon(groups, settings.weight_decay), _adamw(rest, settings)]
 
 
 def _adamw(parameters: list[nn.Parameter], settings: OptimizationSection) -> torch.optim.Optimizer:
