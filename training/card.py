@@ -21,7 +21,7 @@ def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Pro
     recipe, potential, provenance : of the finished run
     minutes : duration of the last session of the run
     """
-    card, data, config = recipe.card, recipe.data, potential.config
+    card, config = recipe.card, potential.config
     n_weights = sum(parameter.numel() for parameter in potential.parameters())
     facts = {
         "Elements": ", ".join(config.elements),
@@ -31,7 +31,7 @@ def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Pro
         "Level of theory": card.level_of_theory or "not stated",
         "Data": f"{card.data_source or 'not stated'} (license: {card.data_license or 'not stated'})",
         "License of the weights": card.license,
-        "Trained on": f"`{data.train}`, less {data.validation} frames drawn from it for validation",
+        "Trained on": _frames(recipe),
     }
     run = {
         "Command": f"`ase-segnn train {recipe.name}.yaml`",
@@ -55,6 +55,14 @@ def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Pro
     path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
+def _frames(recipe: Recipe) -> str:
+    data = recipe.data
+    drawn = {"validation": data.validation, "a test": data.held_out}
+    less = [f"{number} for {use}" for use, number in drawn.items() if isinstance(number, int | float)]
+    files = ", ".join(f"`{name}`" for name in data.train)
+    return files + (f", less what was drawn from it: {', '.join(less)}" if less else "")
+
+
 def _bullets(items: Mapping[str, object]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in items.items())
 
@@ -62,7 +70,7 @@ def _bullets(items: Mapping[str, object]) -> str:
 def _error_table(errors: dict[str, dict[str, float]], recipe: Recipe) -> str:
     """Root mean square errors of this potential, followed by published ones of other methods."""
     columns = {"energy RMSE, meV": "energy_RMSE_meV", "forces RMSE, meV/Å": "forces_RMSE_meV_per_A"}
-    if recipe.optimization.stress_weight > 0:
+    if recipe.optimization.stress_weight:
         columns["stress RMSE, meV/Å³"] = "stress_RMSE_meV_per_A3"
     rows = [_row("data", "method", *columns), "|" + "---|" * (2 + len(columns))]
     for data, measures in errors.items():

@@ -1,227 +1,279 @@
-"""From labeled frames to batches of graphs with energies and forces."""
+"""The data of a run: files found, read and divided into training, validation and test frames, and their statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from ase import Atoms
+import pooch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
-from ase_segnn.graph import AtomicGraph
-from ase_segnn.structures import read_structures
+from .batches import LabeledGraph
+from .frames import LABELS, Frame, LabelKeys, read_frames
+from .recipe import DataSection
+from .sources import locate_all, sha256
+from .store import FrameStore
+
+_MOST_BYTES_IN_MEMORY = 2 * 2**30  # of graphs; larger data are read from disk whenever they are needed
+_BYTES_PER_EDGE, _BYTES_PER_ATOM = 40, 80
+
+HELD_OUT = "held out"
 
 
-@dataclass(frozen=True, eq=False)
-class LabeledGraph:
-    """A graph of N atoms in B structures with the labels to learn; structures of weight 0 are padding.
+class Subset(Dataset[LabeledGraph]):
+    """Some of the frames of a store, which its graphs are asked for by their index there.
 
     Parameters
     ----------
-    graph : the structures
-    energy : (B,) float64, eV
-    forces : (N, 3) float64, eV/Å
-    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension; zero where it is not learned
-    structure_weights : (B,) float64
+    store : of the frames
+    indices : (n,) int64, without order
+    group_weights : group -> factor of the weights of its frames
     """
 
-    graph: AtomicGraph
-    energy: Tensor
-    forces: Tensor
-    stress: Tensor
-    structure_weights: Tensor
+    def __init__(
+        self, store: FrameStore, indices: NDArray[np.int64], group_weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.store, self.indices = store, indices
+        self._group_weights = dict(group_weights or {})
+        n_bytes = _BYTES_PER_EDGE * store.n_edges[indices].sum() + _BYTES_PER_ATOM * store.n_atoms[indices].sum()
+        self._kept: dict[int, LabeledGraph] | None = {} if n_bytes <= _MOST_BYTES_IN_MEMORY else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> LabeledGraph:
+        """Return the graph of a frame by its index in the store."""
+        if self._kept is not None and index in self._kept:
+            return self._kept[index]
+        graph = self.store.labeled_graph(index)
+        if self._group_weights:
+            graph = graph.times(self._group_weights.get(self.store.group(index), 1.0))
+        if self._kept is not None:
+            self._kept[index] = graph
+        return graph
+
+    def frames(self) -> Iterator[Frame]:
+        """Read the frames one after another."""
+        return (self.store.frame(int(index)) for index in self.indices)
+
+    def elements(self) -> tuple[str, ...]:
+        """Chemical symbols, by atomic number."""
+        return self.store.elements(self.indices)
+
+    def counts(self, elements: Sequence[str]) -> NDArray[np.float64]:
+        """Numbers of atoms of each element in each frame, (n, len(elements))."""
+        numbers = np.array([chemical_symbols.index(symbol) for symbol in elements])
+        return np.array([(self.store.numbers(int(i))[:, None] == numbers).sum(0) for i in self.indices], dtype=float)
+
+    def energies(self) -> NDArray[np.float64]:
+        """Energies of the frames, (n,) eV, NaN where missing."""
+        return self.store.energies[self.indices]
+
+    def n_labels(self) -> dict[str, int]:
+        """Return the number of frames that have a label, of weight more than 0, by label."""
+        present = np.array([(self[int(index)].n_labels() > 0).tolist() for index in self.indices])
+        return dict(zip(LABELS, present.sum(0).tolist(), strict=True))
+
+    def forces_rms(self) -> float:
+        """Root mean square of all force components, eV/Å; 1 without any."""
+        sums = np.zeros(2)
+        for index in self.indices:
+            graph = self[int(index)]
+            sums += [float(graph.forces.square().sum()), float(graph.n_labels()[1])]
+        return float(np.sqrt(sums[0] / sums[1])) if sums[1] > 0 else 1.0
+
+    def average_neighbors(self) -> float:
+        """Mean number of neighbors of an atom within the cutoff."""
+        return float(self.store.n_edges[self.indices].sum() / self.store.n_atoms[self.indices].sum())
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All frames of a run.
+
+    Parameters
+    ----------
+    training, validation : frames to learn from and to watch
+    tests : name -> frames, evaluated at the end
+    reference_energies : eV per element of the training frames
+    origin_of_references : "given", "isolated atoms" or "least squares"
+    checksums : file -> SHA-256
+    """
+
+    training: Subset
+    validation: Subset
+    tests: dict[str, Subset]
+    reference_energies: dict[str, float]
+    origin_of_references: str
+    checksums: dict[str, str]
 
     @classmethod
-    def from_atoms(cls, atoms: Atoms, cutoff: float, *, stress: bool = False) -> LabeledGraph:
-        """Take structure and labels of one frame, as checked by `read_frames`; the stress only if asked for."""
-        tensor = atoms.get_stress(voigt=False, apply_constraint=False) if stress else np.zeros((3, 3))
-        return cls(
-            graph=AtomicGraph.from_atoms(atoms, cutoff),
-            energy=torch.tensor([atoms.get_potential_energy()], dtype=torch.float64),
-            forces=torch.as_tensor(atoms.get_forces(apply_constraint=False), dtype=torch.float64),
-            stress=torch.as_tensor(tensor, dtype=torch.float64)[None],
-            structure_weights=torch.ones(1, dtype=torch.float64),
-        )
+    def read(cls, settings: DataSection, cutoff: float, seed: int) -> TrainingData:
+        """Find and read all files, those of the tests too.
 
-    @classmethod
-    def padding(cls, n_atoms: int, n_edges: int, cutoff: float, atomic_number: int) -> LabeledGraph:
-        """Make a structure of lone atoms and of edges that are too long to matter, with weight 0.
-
-        The edges join the first atom with its own image in a cell of twice the cutoff.
+        Raises
+        ------
+        FileNotFoundError
+            If a file is missing.
+        ValueError
+            If a file cannot be read, a frame is not as it should be, or too few frames are left to train on.
         """
-        graph = AtomicGraph(
-            positions=torch.zeros(n_atoms, 3, dtype=torch.float64),
-            atomic_numbers=torch.full((n_atoms,), atomic_number),
-            cell=2 * cutoff * torch.eye(3, dtype=torch.float64)[None],
-            pbc=torch.ones(1, 3, dtype=torch.bool),
-            centers=torch.zeros(n_edges, dtype=torch.int64),
-            neighbors=torch.zeros(n_edges, dtype=torch.int64),
-            cell_shifts=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).repeat(n_edges, 1),
-            structure=torch.zeros(n_atoms, dtype=torch.int64),
-        )
-        zero = torch.zeros(1, dtype=torch.float64)
-        return cls(graph, zero, torch.zeros_like(graph.positions), torch.zeros_like(graph.cell), zero)
+        reference = settings.reference_energies
+        names = {"train": settings.train, **{f"test {name}": files for name, files in settings.test.items()}}
+        if isinstance(settings.validation, list):
+            names["validation"] = settings.validation
+        if isinstance(reference, str) and reference not in ("auto", "least-squares"):
+            names["reference"] = [reference]
+        found = {use: locate_all(files, settings.folder) for use, files in names.items()}  # all, before any is read
+        checksums = {name: sha256(path) for files in found.values() for name, path in files.items()}
+        cache = settings.cache or Path(pooch.os_cache("ase-segnn")) / "graphs"
+        stores = {
+            use: FrameStore.of_files(files, checksums, settings.label_keys, cutoff, cache)
+            for use, files in found.items()
+            if use != "reference"
+        }
+        return cls.divide(stores, settings, seed, checksums, found.get("reference"))
 
     @classmethod
-    def batch(cls, parts: Sequence[LabeledGraph]) -> LabeledGraph:
-        """Put several side by side."""
-        return cls(
-            graph=AtomicGraph.batch([part.graph for part in parts]),
-            energy=torch.cat([part.energy for part in parts]),
-            forces=torch.cat([part.forces for part in parts]),
-            stress=torch.cat([part.stress for part in parts]),
-            structure_weights=torch.cat([part.structure_weights for part in parts]),
-        )
-
-    def to(self, device: torch.device | str) -> LabeledGraph:
-        """Return this with every tensor on `device`."""
-        return LabeledGraph(
-            self.graph.to(device),
-            self.energy.to(device),
-            self.forces.to(device),
-            self.stress.to(device),
-            self.structure_weights.to(device),
-        )
-
-
-def read_frames(path: Path, labels: Sequence[str] = ("energy", "forces")) -> list[Atoms]:
-    """Read all frames of a file and check that each has the labels, in ASE's names and units.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read, holds no frame, or a frame lacks a label or has values that are not finite; the
-        error names file and frame.
-    """
-    frames = read_structures(path)
-    _check_labels(frames, path, labels)
-    return frames
-
-
-def check_stresses(frames: Sequence[Atoms], path: Path) -> None:
-    """Check that each frame has a stress that can be learned.
-
-    Raises
-    ------
-    ValueError
-        If a frame lacks it, or is not periodic along all three vectors; the error names file and frame.
-    """
-    _check_labels(frames, path, ["stress"])
-    for index, atoms in enumerate(frames):
-        if not atoms.pbc.all() or atoms.cell.rank < 3:
+    def divide(
+        cls,
+        stores: Mapping[str, FrameStore],
+        settings: DataSection,
+        seed: int,
+        checksums: dict[str, str],
+        reference_files: Mapping[str, Path] | None = None,
+    ) -> TrainingData:
+        """Divide frames that are read already; `stores` are named "train", "validation" and "test <name>"."""
+        store = stores["train"]
+        isolated = [i for i in range(len(store)) if store.n_atoms[i] == 1 and store.frame(i).is_isolated_atom]
+        rest = np.setdiff1d(np.arange(len(store)), isolated)
+        n_validation = 0 if isinstance(settings.validation, list) else _number(settings.validation, len(rest))
+        n_held_out = 0 if settings.held_out is None else _number(settings.held_out, len(rest))
+        training, validation, held_out = split(rest, n_validation, n_held_out, seed)
+        tests = {name: _whole(stores[f"test {name}"]) for name in settings.test}
+        if n_held_out:
+            tests[HELD_OUT] = Subset(store, held_out)
+        learned = Subset(store, training, settings.group_weights)
+        watched = _whole(stores["validation"]) if "validation" in stores else Subset(store, validation)
+        unknown = set(settings.group_weights) - store.groups()
+        if unknown:
             raise ValueError(
-                f"frame {index} of '{path}' has a stress but pbc={atoms.pbc.tolist()}; stress is energy per volume and "
-                "needs a cell that is periodic along all three vectors; stress_weight: 0 leaves stresses out"
+                f"group_weights names {', '.join(sorted(unknown))}; the groups of the training frames are "
+                f"{', '.join(sorted(store.groups() - {''})) or 'none'}"
             )
+        elements = learned.elements()
+        for name, subset in {"validation": watched, **tests}.items():
+            foreign = set(subset.elements()) - set(elements)
+            if foreign:
+                raise ValueError(f"the frames of '{name}' have {', '.join(sorted(foreign))}, training frames have not")
+        atoms = {
+            frame.atoms.get_chemical_symbols()[0]: frame.energy
+            for frame in map(store.frame, isolated)
+            if frame.energy is not None
+        }
+        energies, origin = _reference_energies(settings, learned, elements, atoms, reference_files)
+        return cls(learned, watched, tests, energies, origin, checksums)
+
+    @property
+    def sets(self) -> dict[str, Subset]:
+        """Validation and test frames by name."""
+        return {"validation": self.validation, **self.tests}
 
 
-def _check_labels(frames: Sequence[Atoms], path: Path, labels: Sequence[str]) -> None:
-    for index, atoms in enumerate(frames):
-        results = atoms.calc.results if atoms.calc is not None else {}
-        for label in labels:
-            if label not in results:
-                raise ValueError(
-                    f"frame {index} of '{path}' has no {label}; it has {', '.join(results) or 'no labels'}"
-                )
-            if not np.isfinite(results[label]).all():
-                raise ValueError(f"frame {index} of '{path}' has {label} that are not finite")
-
-
-def split(frames: Sequence[Atoms], n_validation: int, seed: int) -> tuple[list[Atoms], list[Atoms]]:
-    """Divide frames at random into those to train on and `n_validation` to validate on.
+def split(
+    indices: NDArray[np.int64], n_validation: int, n_held_out: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Divide frames at random into those to train on, to validate on and to hold out, each in ascending order.
 
     Raises
     ------
     ValueError
         If that leaves no frame to train on.
     """
-    if n_validation >= len(frames):
-        raise ValueError(f"{n_validation} validation frames of {len(frames)} leave none to train on")
-    order = np.random.default_rng(seed).permutation(len(frames))
-    held_out = set(order[:n_validation].tolist())
-    training = [atoms for index, atoms in enumerate(frames) if index not in held_out]
-    return training, [frames[index] for index in sorted(held_out)]
+    if n_validation + n_held_out >= len(indices):
+        raise ValueError(
+            f"{n_validation} validation frames{f' and {n_held_out} held out' * (n_held_out > 0)} of {len(indices)} "
+            "leave none to train on"
+        )
+    order = np.random.default_rng(seed).permutation(len(indices))
+    ends = [n_validation, n_validation + n_held_out]
+    validation, held_out, training = (np.sort(indices[part]) for part in np.split(order, ends))
+    return training, validation, held_out
 
 
-def elements_of(frames: Sequence[Atoms]) -> tuple[str, ...]:
-    """Chemical symbols of all frames, by atomic number."""
-    return tuple(chemical_symbols[number] for number in sorted({int(z) for atoms in frames for z in atoms.numbers}))
+def least_squares_energies(
+    elements: Sequence[str], counts: NDArray[np.float64], energies: NDArray[np.float64]
+) -> dict[str, float]:
+    """Energies per element whose sums fit `energies` (n,) best; of several that do, those nearest to equal.
 
-
-def least_squares_energies(frames: Sequence[Atoms], energies: NDArray[np.float64]) -> dict[str, float]:
-    """Energies per element whose sums fit `energies` best; of several that do equally well, those nearest to equal."""
-    elements = elements_of(frames)
-    counts = np.array([[atoms.symbols.count(symbol) for symbol in elements] for atoms in frames], dtype=np.float64)
+    Energies that are NaN are left out; without any the result is 0.
+    """
+    known = np.isfinite(energies)
+    counts, energies = counts[known], energies[known]
+    if not known.any():
+        return dict.fromkeys(elements, 0.0)
     mean = energies.sum() / counts.sum()
     correction, *_ = np.linalg.lstsq(counts, energies - mean * counts.sum(1), rcond=None)
     return {symbol: float(mean + value) for symbol, value in zip(elements, correction, strict=True)}
 
 
-def isolated_atom_energies(path: Path, elements: Sequence[str]) -> dict[str, float]:
+def isolated_atom_energies(path: Path, elements: Sequence[str], keys: LabelKeys | None = None) -> dict[str, float]:
     """Read reference energies of `elements` from a file with one frame per isolated atom.
 
     Raises
     ------
     ValueError
-        If a frame holds more than one atom, or an element has no frame.
+        If a frame holds more than one atom or has no energy, or an element has no frame.
     """
     energies = {}
-    for index, atoms in enumerate(read_frames(path, labels=["energy"])):
-        if len(atoms) != 1:
-            raise ValueError(f"frame {index} of '{path}' has {len(atoms)} atoms; reference energies need single atoms")
-        energies[atoms.get_chemical_symbols()[0]] = float(atoms.get_potential_energy())
+    for frame in read_frames(path, keys):
+        if len(frame.atoms) != 1 or frame.energy is None:
+            raise ValueError(
+                f"{frame.source} has {len(frame.atoms)} atoms and {'no' if frame.energy is None else 'an'} energy; "
+                "reference energies need single atoms with an energy"
+            )
+        energies[frame.atoms.get_chemical_symbols()[0]] = frame.energy
     missing = [symbol for symbol in elements if symbol not in energies]
     if missing:
         raise ValueError(f"'{path}' has no isolated atom of {', '.join(missing)}")
     return {symbol: energies[symbol] for symbol in elements}
 
 
-class _Graphs(Dataset[LabeledGraph]):
-    def __init__(self, graphs: Sequence[LabeledGraph]) -> None:
-        self._graphs = graphs
-
-    def __len__(self) -> int:
-        return len(self._graphs)
-
-    def __getitem__(self, index: int) -> LabeledGraph:
-        return self._graphs[index]
-
-
-class _PaddedCollate:
-    """Batch graphs and fill up to one size, so that a compiled step meets a single shape."""
-
-    def __init__(self, graphs: Sequence[LabeledGraph], batch_size: int, cutoff: float) -> None:
-        self._batch_size, self._cutoff = batch_size, cutoff
-        self._n_atoms = sum(sorted((g.graph.n_atoms for g in graphs), reverse=True)[:batch_size]) + 1
-        self._n_edges = sum(sorted((g.graph.n_edges for g in graphs), reverse=True)[:batch_size])
-        self._number = int(graphs[0].graph.atomic_numbers[0])
-
-    def __call__(self, parts: Sequence[LabeledGraph]) -> LabeledGraph:
-        n_atoms = self._n_atoms - sum(part.graph.n_atoms for part in parts)
-        n_edges = self._n_edges - sum(part.graph.n_edges for part in parts)
-        missing = self._batch_size - len(parts)
-        lone = [LabeledGraph.padding(1, 0, self._cutoff, self._number)] * missing
-        last = LabeledGraph.padding(n_atoms - missing, n_edges, self._cutoff, self._number)
-        return LabeledGraph.batch([*parts, *lone, last])
+def _reference_energies(
+    settings: DataSection,
+    training: Subset,
+    elements: tuple[str, ...],
+    isolated: Mapping[str, float],
+    files: Mapping[str, Path] | None,
+) -> tuple[dict[str, float], str]:
+    reference = settings.reference_energies
+    if isinstance(reference, dict):
+        missing = [symbol for symbol in elements if symbol not in reference]
+        if missing:
+            raise ValueError(f"reference_energies lack {', '.join(missing)}, which the training frames have")
+        return {symbol: reference[symbol] for symbol in elements}, "given"
+    if files:
+        [path] = files.values()
+        return isolated_atom_energies(path, elements, settings.label_keys), "isolated atoms"
+    if reference == "auto" and isolated:
+        missing = [symbol for symbol in elements if symbol not in isolated]
+        if missing:
+            raise ValueError(
+                f"the training files have isolated atoms of {', '.join(sorted(isolated))}, but none of "
+                f"{', '.join(missing)}; add them, or set reference_energies"
+            )
+        return {symbol: isolated[symbol] for symbol in elements}, "isolated atoms"
+    return least_squares_energies(elements, training.counts(elements), training.energies()), "least squares"
 
 
-def training_loader(
-    graphs: Sequence[LabeledGraph], batch_size: int, seed: int, *, pad_with_cutoff: float | None = None
-) -> DataLoader[LabeledGraph]:
-    """Batches in an order that depends on `seed` and epoch alone; padded to one size if a cutoff (Å) is given."""
-    collate = LabeledGraph.batch if pad_with_cutoff is None else _PaddedCollate(graphs, batch_size, pad_with_cutoff)
-    sampler: DistributedSampler[LabeledGraph] = DistributedSampler(
-        _Graphs(graphs), num_replicas=1, rank=0, shuffle=True, seed=seed
-    )
-    return DataLoader(_Graphs(graphs), batch_size=batch_size, sampler=sampler, collate_fn=collate)
+def _number(wanted: float, n_frames: int) -> int:
+    """Return the number of frames that a number or a fraction stands for; at least one."""
+    return wanted if isinstance(wanted, int) else max(1, round(wanted * n_frames))
 
 
-def validation_loader(graphs: Sequence[LabeledGraph], batch_size: int) -> DataLoader[LabeledGraph]:
-    """Batches in the order given."""
-    return DataLoader(_Graphs(graphs), batch_size=batch_size, collate_fn=LabeledGraph.batch)
+def _whole(store: FrameStore) -> Subset:
+    return Subset(store, np.arange(len(store)))

@@ -14,7 +14,6 @@ from ase_segnn.model.steerable import SteerableLinear
 
 from .recipe import OptimizationSection
 
-
 _MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values to about 1
 _ITERATIONS = 5
@@ -45,7 +44,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step along the gradients that are there."""
         loss = None if closure is None else torch.enable_grad()(closure)()
-        given = [(group, matrix) for group in self.param_groups for matrix in group["params"] if matrix.grad is not None]
+        given = [
+            (group, matrix) for group in self.param_groups for matrix in group["params"] if matrix.grad is not None
+        ]
         given.sort(key=lambda pair: tuple(pair[1].shape))
         for shape, alike in groupby(given, key=lambda pair: tuple(pair[1].shape)):
             pairs = list(alike)
@@ -74,11 +75,12 @@ def _orthogonal_factors(matrices: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+    factors: Tensor = x.mT if tall else x
+    return factors
 
 
 def make_optimizers(model: nn.Module, settings: OptimizationSection) -> list[torch.optim.Optimizer]:
-    r"""Build the optimizers; each parameter of `model` belongs to exactly one of them.
+    r"""Build the optimizers; each parameter of `model` that is not frozen belongs to exactly one of them.
 
     Muon moves a matrix by the orthogonal factor of its momentum. Here a step of size η changes a matrix by the spectral
     norm
@@ -98,17 +100,24 @@ def make_optimizers(model: nn.Module, settings: OptimizationSection) -> list[tor
     Yang, Simon, Bernstein, arXiv:2310.17813, condition 1.
     """
     if settings.optimizer == "adamw":
-        return [_adamw(list(model.parameters()), settings)]
+        return [_adamw([p for p in model.parameters() if p.requires_grad], settings)]
     groups: list[dict[str, Any]] = []
     in_muon = set()
     for matrix, n_in, n_out in _matrices(model):
+        if not matrix.requires_grad:
+            continue
         # Muon multiplies the step by sqrt(max(1, rows / columns)), which is right for (n_out, n_in) that are tall
         factor_of_muon = math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
         learning_rate = settings.muon_learning_rate * math.sqrt(n_out / n_in) / factor_of_muon
         groups.append({"params": [matrix], "lr": learning_rate})
         in_muon.add(id(matrix))
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in in_muon]
-    return [Muon(groups, settings.weight_decay), _adamw(rest, settings)]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in in_muon]
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups:
+        optimizers.append(Muon(groups, settings.weight_decay))
+    if rest:
+        optimizers.append(_adamw(rest, settings))
+    return optimizers
 
 
 def _adamw(parameters: list[nn.Parameter], settings: OptimizationSection) -> torch.optim.Optimizer:

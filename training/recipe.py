@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ase_segnn.model.config import NetworkConfig
+
+from .frames import LABELS, LabelKeys
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+_UNITS_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds of a text such as ``90s``, ``10m``, ``1h30m`` or ``2.5h``; anything but a text stays as it is.
+
+    >>> parse_duration("1h30m")
+    5400.0
+
+    Raises
+    ------
+    ValueError
+        If it is a text of another form.
+    """
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
+        raise ValueError(f"{value!r} is no duration; write it as 90s, 10m, 1h30m or 2.5h")
+    return sum(float(number) * _UNITS_OF_TIME[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", value))
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Duration = Annotated[PositiveFloat, BeforeValidator(parse_duration)]
+Files = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -25,18 +57,35 @@ class DataSection(_Section):
 
     Parameters
     ----------
-    train : file that ASE reads, with energies and forces as calculator results
-    validation : number of frames taken out of `train` at random, to watch the errors of the run
-    test : name -> file, evaluated once at the end
-    reference_energies : eV per element; or a file with one frame per isolated atom; or "least-squares" from `train`
+    train : files that ASE reads, one name or several; ``*`` and ``?`` stand for any letters
+    validation : frames to watch the errors of the run with: how many, or which fraction, to take out of `train` at
+        random; or files
+    test : name -> files, evaluated once at the end
+    held_out : how many frames, or which fraction, to take out of `train` at random as one more test, "held out"
+    energy_key, forces_key, stress_key : names of the labels in the files, see `ase_segnn.training.frames.LabelKeys`
+    group_weights : group of frames -> factor of their squared errors, besides the frames' own weights
+    reference_energies : eV per element; or a file with one frame per isolated atom; or "least-squares" from the
+        training frames; or "auto" for the isolated atoms among the training frames if there are any, else least squares
     folder : where to look for the files first
+    cache : folder for the graphs of the frames; by default the user's cache folder
     """
 
-    train: str
-    validation: PositiveInt = 50
-    test: dict[str, str] = {}
-    reference_energies: dict[str, float] | str = "least-squares"
+    train: Files
+    validation: PositiveInt | Fraction | Files = 0.1
+    test: dict[str, Files] = {}
+    held_out: PositiveInt | Fraction | None = None
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+    group_weights: dict[str, NonNegativeFloat] = {}
+    reference_energies: dict[str, float] | str = "auto"
     folder: Path | None = None
+    cache: Path | None = None
+
+    @property
+    def label_keys(self) -> LabelKeys:
+        """Names of the labels in the files."""
+        return LabelKeys(energy=self.energy_key, forces=self.forces_key, stress=self.stress_key)
 
 
 class OptimizationSection(_Section):
@@ -44,34 +93,64 @@ class OptimizationSection(_Section):
 
     Parameters
     ----------
-    epochs : passes over the training frames; the learning rate ends at zero with the last
+    epochs : passes over the training frames, at most
+    max_time : such as ``30m`` or ``2h``; the fit then ends in time, and its schedule with it. Evaluation and report
+        come after it.
     batch_size : frames per step
+    batch_edges : instead of it, about the number of edges per step; frames of different sizes then cost alike
     optimizer : "muon" for the matrices of weights, with AdamW for the rest; or "adamw" for everything
-    muon_learning_rate : of Muon, see `ase_segnn.training.optimizers`; the highest, reached after `warmup_steps`, then
-        falling along a cosine
+    muon_learning_rate : of Muon, see `ase_segnn.training.optimizers`; the highest, reached after `warmup_steps`
     learning_rate : of AdamW, likewise
+    schedule : of the learning rates after that: "cosine" falls to zero at the end, "plateau" halves them after
+        `patience` validations without improvement, "constant" leaves them
+    patience : see there
+    early_stopping : number of validations without improvement after which the run ends
     warmup_steps : steps of linear increase
     weight_decay : of both; without it Muon lets the weights grow, and dynamics far from the data becomes unstable
-    ema_decay : of the exponential moving average of the weights, which is what is validated and kept
+    ema_decay : of the exponential moving average of the weights, which is what is validated and kept; while steps are
+        few, it averages over a twentieth of them
     gradient_clip : largest norm of the gradient
-    energy_weight : of the mean of (ΔE)² / atoms, in Å⁻²
+    loss : "mse", "l1" or "huber", see `ase_segnn.training.step.Loss`
+    huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
+    energy_weight : of (ΔE)² / atoms, in Å⁻²
     forces_weight : of the mean square of the force components
-    stress_weight : of the mean of (V Δσ)² / atoms over components, in Å⁻²; with 0 stresses are not looked at, otherwise
-        every frame to train or validate on needs one
+    stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.1 if any training frame has
+        a stress, else 0
+    energy_weight_end, forces_weight_end, stress_weight_end : what the weight has become at the end of the run, along a
+        geometric series; by default it stays
     """
 
-    epochs: PositiveInt = 100
-    batch_size: PositiveInt = 5
+    epochs: PositiveInt = 300
+    max_time: Duration | None = None
+    batch_size: PositiveInt | None = None
+    batch_edges: PositiveInt | None = None
     optimizer: Literal["muon", "adamw"] = "muon"
     muon_learning_rate: PositiveFloat = 0.01
     learning_rate: PositiveFloat = 2e-3
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    patience: PositiveInt = 10
+    early_stopping: PositiveInt | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     weight_decay: NonNegativeFloat = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     gradient_clip: PositiveFloat = 1.0
+    loss: Literal["mse", "l1", "huber"] = "mse"
+    huber_delta: PositiveFloat = 0.01
     energy_weight: NonNegativeFloat = 10.0
     forces_weight: NonNegativeFloat = 1.0
-    stress_weight: NonNegativeFloat = 0.0
+    stress_weight: NonNegativeFloat | None = None
+    energy_weight_end: PositiveFloat | None = None
+    forces_weight_end: PositiveFloat | None = None
+    stress_weight_end: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizationSection:
+        if self.batch_size is not None and self.batch_edges is not None:
+            raise ValueError("batch_size and batch_edges are two ways to say the same; give one of them")
+        for label in LABELS:
+            if getattr(self, f"{label}_weight_end") is not None and not getattr(self, f"{label}_weight"):
+                raise ValueError(f"{label}_weight_end needs a {label}_weight that is not 0")
+        return self
 
 
 class CardSection(_Section):
@@ -104,23 +183,46 @@ class Recipe(_Section):
     ----------
     name : of the potential; names its files
     data, network, optimization, card : see the classes
+    base : shipped potential or potential file to start from; its network takes the place of `network`
+    frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
     zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`
+    committee : number of potentials that are trained one after another, with different seeds, and put into one file
+    bootstrap : each of them learns from a random draw of the training frames, with repetition
     seed : of split, initial weights and order of frames
     device : "auto" takes a GPU if there is one
-    compile : compile the training step; minutes at the start, then about twice as fast
+    processes : that share each step, which then has so many batches; on a CPU, or one per GPU
+    compile : compile the training step, minutes at the start, then about twice as fast; "auto" does it for runs that
+        are long enough
     validate_every : epochs between validations
+    logger : "tensorboard" or "wandb" to see the run there as well; that package must be installed
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     data: DataSection
     network: NetworkConfig = NetworkConfig()
+    base: str | None = None
+    frozen: list[str] = []
     zbl: bool = False
     optimization: OptimizationSection = OptimizationSection()
     card: CardSection = CardSection()
+    committee: PositiveInt = 1
+    bootstrap: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False
+    processes: PositiveInt = 1
+    compile: bool | Literal["auto"] = "auto"
     validate_every: PositiveInt = 5
+    logger: Literal["tensorboard", "wandb"] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.base is None and self.frozen:
+            raise ValueError("frozen names parts of a base, and there is no base")
+        if self.base is not None and (self.network != NetworkConfig() or self.zbl):
+            raise ValueError("a base brings its own network and zbl; leave them out, or the base")
+        if self.bootstrap and self.committee == 1:
+            raise ValueError("bootstrap is for the members of a committee; set committee to their number")
+        return self
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -140,17 +242,29 @@ def load_recipe(path: str | Path) -> Recipe:
     if not isinstance(raw, dict):
         known = ", ".join(Recipe.model_fields)
         raise ValueError(f"recipe '{path}' must be a YAML mapping with the keys {known}")  # noqa: TRY004  # of a file
+    return make_recipe(raw, f"recipe '{path}'")
+
+
+def make_recipe(raw: dict[str, Any], source: str) -> Recipe:
+    """Check a recipe that comes as plain data; `source` starts the message of an error.
+
+    Raises
+    ------
+    ValueError
+        As `load_recipe`.
+    """
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ValueError(f"recipe '{path}':\n  " + "\n  ".join(lines)) from error
+        lines = dict.fromkeys(_explain(problem) for problem in error.errors())
+        raise ValueError(f"{source}:\n  " + "\n  ".join(lines)) from error
 
 
 def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
+    message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] != "extra_forbidden":
-        return f"{'.'.join(location)}: {problem['msg']}"
+        return f"{'.'.join(location)}: {message}" if location else message
     section: type[BaseModel] = Recipe
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation

@@ -1,12 +1,10 @@
-"""A training run from recipe to potential file: read, split, fit, evaluate, write."""
+"""A training run from recipe to potential file: read, fit, evaluate, write."""
 
 from __future__ import annotations
 
 import logging
 import subprocess
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,54 +12,56 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from ase import Atoms
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
+import yaml
+from filelock import FileLock, Timeout
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
-from ase_segnn.potential_file import Provenance, save_potential
+from ase_segnn.potential_file import Provenance, load_potential, save_potential
+from ase_segnn.potentials import path_of
 
 from .card import write_card
-from .data import (
-    LabeledGraph,
-    check_stresses,
-    elements_of,
-    isolated_atom_energies,
-    least_squares_energies,
-    read_frames,
-    split,
-    training_loader,
-    validation_loader,
-)
-from .module import TrainingModule
+from .data import TrainingData, least_squares_energies
+from .finetuning import adapt_energies, freeze, start_from
+from .fit import CHECKPOINT, FitResult, fit
+from .frames import LABELS
 from .recipe import Recipe
-from .sources import locate, sha256
 
 logger = logging.getLogger(__name__)
+
+_BATCH_EDGES = 1000  # of a step; small steps learn most from small data
+_STRESS_WEIGHT = 0.1
+# Compiling takes minutes and halves the time of a step, so it pays in runs that are longer than this.
+_FEWEST_STEPS_TO_COMPILE, _SHORTEST_TO_COMPILE = 5000, 1500.0  # seconds
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Files of a finished run, and its errors: data set -> measure -> value, the unit is in the measure's name."""
+    """What a finished run leaves.
 
+    Parameters
+    ----------
+    potential : the potential
+    potential_path, card_path : its files
+    errors : data set -> measure -> value, the unit is in the measure's name
+    """
+
+    potential: Potential
     potential_path: Path
     card_path: Path
     errors: dict[str, dict[str, float]]
 
 
-def train(
-    recipe: Recipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False
-) -> TrainingResult:
-    """Train a potential.
+def run(recipe: Recipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False) -> TrainingResult:
+    """Train a potential by a recipe.
 
-    The folder `output` receives ``<name>.safetensors``, the model card ``<name>.md``, ``metrics/`` with losses and
-    the errors on validation frames as CSV, and ``last.ckpt``, from which an interrupted run resumes.
+    The folder `output` receives ``<name>.safetensors``, the model card ``<name>.md``, the recipe with everything
+    settled, ``metrics.csv`` with losses and errors on validation frames, and ``last.ckpt``, from which an interrupted
+    run resumes.
 
     Parameters
     ----------
@@ -73,33 +73,74 @@ def train(
     Raises
     ------
     FileExistsError
-        If `output` holds a run and neither `resume` nor `overwrite` is set.
+        If `output` holds a run and neither `resume` nor `overwrite` is set, or another run is using it.
     FileNotFoundError
         If a data file, or with `resume` the checkpoint, is missing.
     ValueError
         If the data cannot be learned from.
     """
     output = output or Path(recipe.name)
-    checkpoint = output / "last.ckpt"
-    potential_path, card_path = output / f"{recipe.name}.safetensors", output / f"{recipe.name}.md"
-    if resume and not checkpoint.is_file():
-        raise FileNotFoundError(f"no checkpoint '{checkpoint}' to resume from; leave out the option to start a run")
-    if not (resume or overwrite) and any(path.exists() for path in (checkpoint, potential_path, card_path)):
-        raise FileExistsError(f"'{output}' holds a run already; resume it, overwrite it, or choose another folder")
-    if overwrite and not resume:
-        checkpoint.unlink(missing_ok=True)
+    files = _Files(output, recipe.name)
+    files.check(resume=resume, overwrite=overwrite)
+    network, base = recipe.network, None
+    if recipe.base is not None:
+        base = load_potential(path_of(recipe.base))
+        network = base.config.network
+    data = TrainingData.read(recipe.data, network.cutoff, recipe.seed)
+    recipe = settled(recipe, data)
+    with files.reserved():
+        files.check(resume=resume, overwrite=overwrite)
+        if overwrite and not resume:
+            files.checkpoint.unlink(missing_ok=True)
+        return _train(recipe, data, base, files, resume=resume)
 
+
+def settled(recipe: Recipe, data: TrainingData) -> Recipe:
+    """Return the recipe with what it left open decided: batches, weight of stress, compilation.
+
+    Raises
+    ------
+    ValueError
+        If a label with a weight is in no training frame, or none has a weight.
+    """
+    training, optimization = data.training, recipe.optimization
+    changes: dict[str, Any] = {}
+    n_labels = training.n_labels()
+    if optimization.stress_weight is None:
+        changes["stress_weight"] = _STRESS_WEIGHT if n_labels["stress"] else 0.0
+    if optimization.batch_size is None and optimization.batch_edges is None:
+        changes["batch_edges"] = _BATCH_EDGES
+    optimization = optimization.model_copy(update=changes)
+    weights = {label: getattr(optimization, f"{label}_weight") for label in LABELS}
+    for label, weight in weights.items():
+        if weight > 0 and n_labels[label] == 0:
+            raise ValueError(
+                f"{label}_weight is {weight:g}, but no training frame has {label}; name the label in the files with "
+                f"data.{label}_key, or set {label}_weight: 0"
+            )
+    if not any(weights.values()):
+        raise ValueError("the weights of energy, forces and stress are all 0; nothing would be learned")
+    compile_it = recipe.compile
+    if compile_it == "auto":
+        edges = optimization.batch_edges
+        n_edges = int(training.store.n_edges[training.indices].sum())
+        per_epoch = len(training) / optimization.batch_size if optimization.batch_size else n_edges / (edges or 1)
+        compile_it = optimization.epochs * min(per_epoch, len(training)) > _FEWEST_STEPS_TO_COMPILE
+        compile_it = compile_it and (optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE)
+    return recipe.model_copy(update={"optimization": optimization, "compile": bool(compile_it)})
+
+
+def _train(
+    recipe: Recipe, data: TrainingData, base: Potential | None, files: _Files, *, resume: bool
+) -> TrainingResult:
     commit = _commit()
-    data = _Data.read(recipe)
-    started = datetime.now(timezone.utc)
-    with torch.random.fork_rng():  # the caller's random numbers stay as they are
-        torch.manual_seed(recipe.seed)
-        potential = _new_potential(recipe, data)
-        _fit(recipe, potential, data, output, checkpoint if resume else None)
-    minutes = (datetime.now(timezone.utc) - started).total_seconds() / 60
-
+    files.recipe.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    potential, result = _fitted(recipe, data, base, files.folder, resume=resume)
     calculator = SEGNNCalculator(potential)
-    errors = {name: evaluate(calculator, frames).errors() for name, frames in data.evaluated.items()}
+    errors = {
+        name: evaluate(calculator, [frame.labeled_atoms() for frame in subset.frames()]).errors()
+        for name, subset in data.sets.items()
+    }
     provenance = Provenance(
         recipe=recipe.model_dump(mode="json"),
         data=data.checksums,
@@ -109,138 +150,111 @@ def train(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         errors=errors,
     )
-    save_potential(potential, potential_path, provenance=provenance, overwrite=resume or overwrite)
-    write_card(card_path, recipe, potential, provenance, minutes=minutes)
-    return TrainingResult(potential_path, card_path, errors)
+    save_potential(potential, files.potential, provenance=provenance, overwrite=True)
+    write_card(files.card, recipe, potential, provenance, minutes=result.seconds / 60)
+    return TrainingResult(potential, files.potential, files.card, errors)
 
 
-@dataclass(frozen=True)
-class _Data:
-    training: list[Atoms]
-    validation: list[Atoms]
-    tests: dict[str, list[Atoms]]
-    reference_energies: dict[str, float]
-    checksums: dict[str, str]
-
-    @classmethod
-    def read(cls, recipe: Recipe) -> _Data:
-        """Read and check all files, the test sets too, before the first step."""
-        settings = recipe.data
-        paths = {name: locate(name, settings.folder) for name in (settings.train, *settings.test.values())}
-        frames = {name: read_frames(path) for name, path in paths.items()}
-        if recipe.optimization.stress_weight > 0:
-            check_stresses(frames[settings.train], paths[settings.train])
-        training, validation = split(frames[settings.train], settings.validation, recipe.seed)
-        elements = elements_of(frames[settings.train])
-        for name in settings.test.values():
-            foreign = set(elements_of(frames[name])) - set(elements)
-            if foreign:
-                raise ValueError(f"test file '{name}' has {', '.join(foreign)}, which '{settings.train}' lacks")
-        reference = settings.reference_energies
-        if isinstance(reference, dict):
-            energies = reference
-        elif reference == "least-squares":
-            energies = least_squares_energies(training, _energies(training))
-        else:
-            paths[reference] = locate(reference, settings.folder)
-            energies = isolated_atom_energies(paths[reference], elements)
-        return cls(
-            training,
-            validation,
-            {name: frames[file] for name, file in settings.test.items()},
-            energies,
-            {name: sha256(path) for name, path in paths.items()},
+def _fitted(
+    recipe: Recipe, data: TrainingData, base: Potential | None, folder: Path, *, resume: bool
+) -> tuple[Potential, FitResult]:
+    """Build one potential and fit it."""
+    with torch.random.fork_rng():  # the caller's random numbers stay as they are
+        torch.manual_seed(recipe.seed)
+        potential = _new_potential(recipe, data) if base is None else _from_base(recipe, data, base)
+        logger.info(
+            "%s: %d training and %d validation frames, %d weights",
+            recipe.name,
+            len(data.training),
+            len(data.validation),
+            sum(p.numel() for p in potential.parameters() if p.requires_grad),
         )
-
-    @property
-    def evaluated(self) -> dict[str, list[Atoms]]:
-        return {"validation": self.validation, **self.tests}
+        result = fit(potential, data.training, data.validation, recipe, folder, resume=resume)
+    return potential.requires_grad_(False).eval(), result
 
 
-def _new_potential(recipe: Recipe, data: _Data) -> Potential:
+def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
     """Build the potential with statistics of the training frames and random weights."""
-    elements = elements_of(data.training)
-    composition = np.array([sum(data.reference_energies[s] for s in atoms.symbols) for atoms in data.training])
-    graphs = [LabeledGraph.from_atoms(atoms, recipe.network.cutoff).graph for atoms in data.training]
-    forces = np.concatenate([atoms.get_forces(apply_constraint=False) for atoms in data.training])
+    training = data.training
+    elements = training.elements()
+    counts = training.counts(elements)
+    composition = counts @ np.array([data.reference_energies[symbol] for symbol in elements])
     config = PotentialConfig(
         elements=elements,
         reference_energies=data.reference_energies,
-        energy_shifts=least_squares_energies(data.training, _energies(data.training) - composition),
-        energy_scale=max(float(np.sqrt(np.mean(forces**2))), 1e-3),
-        average_neighbors=max(sum(g.n_edges for g in graphs) / sum(g.n_atoms for g in graphs), 1.0),
+        energy_shifts=least_squares_energies(elements, counts, training.energies() - composition),
+        energy_scale=max(training.forces_rms(), 1e-3),
+        average_neighbors=max(training.average_neighbors(), 1.0),
         zbl=recipe.zbl,
         network=recipe.network,
     )
     return Potential(config)
 
 
-def _fit(recipe: Recipe, potential: Potential, data: _Data, output: Path, checkpoint: Path | None) -> None:
-    settings, cutoff = recipe.optimization, recipe.network.cutoff
-    stress = settings.stress_weight > 0
-    training = [LabeledGraph.from_atoms(atoms, cutoff, stress=stress) for atoms in data.training]
-    validation = [LabeledGraph.from_atoms(atoms, cutoff, stress=stress) for atoms in data.validation]
-    logger.info(
-        "%s: %d training and %d validation frames, %d weights",
-        recipe.name,
-        len(training),
-        len(validation),
-        sum(p.numel() for p in potential.parameters()),
-    )
-    callbacks: list[Callback] = [
-        EMAWeightAveraging(decay=settings.ema_decay, use_buffers=False),
-        ModelCheckpoint(
-            output, filename="last", save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
-        ),
-    ]
-    interactive = sys.stderr.isatty()
-    if interactive:
-        callbacks.append(RichProgressBar())
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[recipe.device],
-            devices=1,
-            max_epochs=settings.epochs,
-            check_val_every_n_epoch=min(recipe.validate_every, settings.epochs),
-            callbacks=callbacks,
-            logger=CSVLogger(output, name="metrics"),  # a new version_<n> each time the run is resumed
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            enable_progress_bar=interactive,
-            inference_mode=False,
+def _from_base(recipe: Recipe, data: TrainingData, base: Potential) -> Potential:
+    """Start from another potential, with the energies of the training frames and their elements."""
+    elements = data.training.elements()
+    given = data.origin_of_references != "least squares"
+    new = {symbol: data.reference_energies[symbol] for symbol in elements if given or symbol not in base.elements}
+    potential = start_from(base, elements, new)
+    energies = data.training.energies()
+    known = np.isfinite(energies)
+    if known.any():
+        calculator = SEGNNCalculator(potential.requires_grad_(False))
+        structures = [frame.atoms for frame, labeled in zip(data.training.frames(), known, strict=True) if labeled]
+        predictions = [results["energy"] for results in calculator.evaluate_many(structures, ["energy"])]
+        counts = data.training.counts(potential.elements)[known]
+        potential = adapt_energies(
+            potential, counts, energies[known], np.array(predictions), keep_reference_energies=given
         )
-        trainer.fit(
-            TrainingModule(potential, recipe),
-            training_loader(
-                training, settings.batch_size, recipe.seed, pad_with_cutoff=cutoff if recipe.compile else None
-            ),
-            validation_loader(validation, 25),
-            ckpt_path=checkpoint,
-            weights_only=True,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    if recipe.frozen:
+        logger.info("%d weights of the base are frozen", freeze(potential, recipe.frozen))
+    return potential
 
 
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's hints and its use of deprecated parts of torch out of the log of the run."""
-    lightning_logger = logging.getLogger("lightning.pytorch")
-    level = lightning_logger.level
-    lightning_logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # graphs are in memory already
-            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*", category=FutureWarning)
-            yield
-    finally:
-        lightning_logger.setLevel(level)
+@dataclass(frozen=True)
+class _Files:
+    """Where things are in the folder of a run."""
 
+    folder: Path
+    name: str
 
-def _energies(frames: Sequence[Atoms]) -> Any:
-    return np.array([atoms.get_potential_energy() for atoms in frames])
+    @property
+    def potential(self) -> Path:
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def card(self) -> Path:
+        return self.folder / f"{self.name}.md"
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / CHECKPOINT
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that nothing is lost in the folder that should be kept, and that there is what is resumed."""
+        if resume and not self.checkpoint.is_file():
+            raise FileNotFoundError(
+                f"no checkpoint '{self.checkpoint}' to resume from; leave out the option to start a run"
+            )
+        if not (resume or overwrite) and any(path.exists() for path in (self.checkpoint, self.potential, self.card)):
+            raise FileExistsError(
+                f"'{self.folder}' holds a run already; resume it, overwrite it, or choose another folder"
+            )
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep the folder, which is made if there is none, to this run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise FileExistsError(f"another run is using '{self.folder}'; choose another folder") from error
 
 
 def _commit() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pooch
@@ -55,13 +56,13 @@ def locate(name: str, folder: Path | None = None) -> Path:
     ValueError
         If a file found under the name of a public one has other contents.
     """
-    places = [folder or Path(), Path(__file__).parents[1].parent / "shared" / "data"]
+    places = _places(folder)
     for place in places:
         path = place / name
         if path.is_file():
             _check(name, path)
             return path
-    looked = ", ".join(f"'{place}'" for place in places)
+    looked = _named(places)
     if name not in PUBLIC_FILES:
         raise FileNotFoundError(f"no data file '{name}' in {looked}; give its folder as 'folder' in the recipe's data")
     address, checksum = PUBLIC_FILES[name]
@@ -76,6 +77,35 @@ def locate(name: str, folder: Path | None = None) -> Path:
     return Path(cached)
 
 
+def locate_all(names: Sequence[str], folder: Path | None = None) -> dict[str, Path]:
+    """Find several files; a name with ``*``, ``?`` or ``[`` stands for all that fit in the first place that has any.
+
+    Returns
+    -------
+    name -> path, in the order given and then by name
+
+    Raises
+    ------
+    FileNotFoundError
+        As `locate`, or if nothing fits.
+    """
+    found: dict[str, Path] = {}
+    for name in names:
+        if not any(letter in name for letter in "*?["):
+            found[name] = locate(name, folder)
+            continue
+        absolute = Path(name).anchor
+        places = [Path(absolute)] if absolute else _places(folder)
+        for place in places:
+            matches = sorted(place.glob(name.removeprefix(absolute)))
+            found |= {str(path if absolute else path.relative_to(place)): path for path in matches}
+            if matches:
+                break
+        else:
+            raise FileNotFoundError(f"no data file fits '{name}' in {_named(places)}")
+    return found
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -83,6 +113,14 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
         return digest.hexdigest()
+
+
+def _places(folder: Path | None) -> list[Path]:
+    return [folder or Path(), Path(__file__).parents[1].parent / "shared" / "data"]
+
+
+def _named(places: Sequence[Path]) -> str:
+    return ", ".join(f"'{place}'" for place in places)
 
 
 def _check(name: str, path: Path) -> None:

@@ -11,54 +11,72 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model.potential import Potential
+from ase_segnn.model.potential import Potential, Prediction
 
-from .data import LabeledGraph
+from .batches import LabeledGraph
+
+_SMALLEST_SQUARE = 1e-12  # the root of 0 has no slope
 
 
 class Loss(nn.Module):
-    r"""Weighted errors of energies, forces and virials, which are stresses times volume V.
+    r"""Weighted sum of errors of energies, forces and virials, which are stresses times volume V.
 
     .. math::
-        L = w_E \left\langle \Delta E^2 / n \right\rangle_\text{structures}
-          + w_F \left\langle \Delta F^2 \right\rangle_\text{components}
-          + w_S \left\langle (V \Delta\sigma)^2 / n \right\rangle_\text{structures, 9 components}
+        L = c_E \sum_\text{structures} w\, \rho\big(\Delta E^2 / n\big)
+          + c_F \sum_\text{atoms} w\, 3\rho\big(|\Delta F|^2 / 3\big)
+          + c_S \sum_\text{structures} w\, \rho\big(|V \Delta\sigma|^2 / 9n\big)
 
     The squared error of an energy or a virial is divided by its number of atoms n, not by n²: errors of atoms are
-    nearly independent, so their variances add up and every structure then counts alike.
+    nearly independent, so their variances add up and every structure then counts alike. Missing labels have w = 0.
+
+    With x the mean square over components of one error, ρ(x) is x ("mse"), its root ("l1"), or
+
+    .. math:: \rho(x) = 2\delta^2 \left(\sqrt{1 + x / \delta^2} - 1\right)
+
+    ("huber"), which is x for small and proportional to the root for large errors. All are invariant under rotations.
 
     Parameters
     ----------
     potential : its weights are what the gradient is for
-    energy_weight : :math:`w_E`, in Å⁻²
-    forces_weight : :math:`w_F`
-    stress_weight : :math:`w_S`, in Å⁻²; 0 computes no stress
+    kind : "mse", "l1" or "huber"
+    delta : δ of "huber", in eV or eV/Å
+    stress : whether stresses are computed at all
     """
 
-    def __init__(
-        self, potential: Potential, energy_weight: float, forces_weight: float, stress_weight: float = 0.0
-    ) -> None:
+    def __init__(self, potential: Potential, kind: str = "mse", delta: float = 0.01, *, stress: bool = False) -> None:
         super().__init__()
         self.potential = potential
-        self.energy_weight, self.forces_weight, self.stress_weight = energy_weight, forces_weight, stress_weight
+        self.kind, self.delta, self.stress = kind, delta, stress
 
-    def forward(self, batch: LabeledGraph) -> Tensor:
-        """Loss of a batch, () float64 in eV²/Å²."""
-        prediction = self.potential.predict(batch.graph, stress=self.stress_weight > 0, create_graph=True)
+    def forward(self, batch: LabeledGraph, coefficients: Tensor) -> Tensor:
+        """Loss of a batch, () float64, with coefficients (3,) of energies, forces and stresses."""
+        prediction = self.potential.predict(batch.graph, stress=self.stress, create_graph=True)
+        loss: Tensor = (coefficients * self.penalties(prediction, batch)).sum()
+        return loss
+
+    def penalties(self, prediction: Prediction, batch: LabeledGraph) -> Tensor:
+        """Return the three sums of the formula, (3,) float64."""
         assert prediction.forces is not None
-        structures = batch.structure_weights
-        atoms = structures[batch.graph.structure]
-        n_atoms = torch.zeros_like(structures).index_add(0, batch.graph.structure, torch.ones_like(atoms))
-        energy = (structures * (prediction.energy - batch.energy) ** 2 / n_atoms).sum() / structures.sum()
-        forces = (atoms[:, None] * (prediction.forces - batch.forces) ** 2).sum() / (3 * atoms.sum())
-        loss: Tensor = self.energy_weight * energy + self.forces_weight * forces
+        ones = torch.ones_like(batch.forces_weights)
+        n_atoms = torch.zeros_like(batch.energy).index_add(0, batch.graph.structure, ones)
+        energy = self._penalty((prediction.energy - batch.energy).square() / n_atoms)
+        forces = 3 * self._penalty((prediction.forces - batch.forces).square().mean(1))
+        sums = [(batch.energy_weights * energy).sum(), (batch.forces_weights * forces).sum()]
         if prediction.stress is None:
-            return loss
-        volume = torch.linalg.det(batch.graph.cell).abs()
-        virials = (prediction.stress - batch.stress) * volume[:, None, None]
-        stress = (structures * virials.square().mean((1, 2)) / n_atoms).sum() / structures.sum()
-        total: Tensor = loss + self.stress_weight * stress
-        return total
+            sums.append(torch.zeros_like(sums[0]))
+        else:
+            volume = torch.linalg.det(batch.graph.cell).abs()
+            virials = (prediction.stress - batch.stress) * volume[:, None, None]
+            stress = self._penalty(virials.square().mean((1, 2)) / n_atoms)
+            sums.append((batch.stress_weights * stress).sum())
+        return torch.stack(sums)
+
+    def _penalty(self, square: Tensor) -> Tensor:
+        if self.kind == "l1":
+            return (square + _SMALLEST_SQUARE).sqrt()
+        if self.kind == "huber":
+            return 2 * self.delta**2 * ((1 + square / self.delta**2).sqrt() - 1)
+        return square
 
 
 class CompiledStep:
@@ -78,34 +96,40 @@ class CompiledStep:
         self._backend = backend
         self._compiled: Callable[..., list[Tensor]] | None = None
 
-    def __call__(self, batch: LabeledGraph) -> Tensor:
-        """Return the loss of a batch and set the gradient of each parameter."""
-        parameters = dict(self._loss.named_parameters())
-        tensors = _to_tensors(batch)
+    def __call__(self, batch: LabeledGraph, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return what `gradients` returns."""
+        parameters = {name: value for name, value in self._loss.named_parameters() if value.requires_grad}
+        tensors = [coefficients, *_to_tensors(batch)]
         values = [parameter.detach() for parameter in parameters.values()]
         if self._compiled is None:
             with torch.enable_grad():
                 traced = make_fx(self._flat(list(parameters)))(values, tensors)
             self._compiled = torch.compile(traced, backend=self._backend, fullgraph=True, dynamic=False)
         with torch.no_grad():
-            loss, *gradients = self._compiled(values, tensors)
-        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        return loss
+            loss, *derivatives = self._compiled(values, tensors)
+        return loss, derivatives
 
     def _flat(self, names: list[str]) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
         def function(values: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
             leaves = [value.requires_grad_() for value in values]
-            batch = _from_tensors(tensors)
-            loss = functional_call(self._loss, dict(zip(names, leaves, strict=True)), (batch,))
-            gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
-            return [loss.detach(), *gradients]
+            coefficients, *rest = tensors
+            arguments = (_from_tensors(rest), coefficients)
+            loss = functional_call(self._loss, dict(zip(names, leaves, strict=True)), arguments)
+            derivatives = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            return [loss.detach(), *derivatives]
 
         return function
 
 
+def gradients(loss: Loss, batch: LabeledGraph, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Loss of a batch, detached, and its gradient with respect to each parameter that is not frozen, in their order."""
+    leaves = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    value = loss(batch, coefficients)
+    return value.detach(), list(torch.autograd.grad(value, leaves, materialize_grads=True))
+
+
 def _to_tensors(batch: LabeledGraph) -> list[Tensor]:
-    return [*vars(batch.graph).values(), batch.energy, batch.forces, batch.stress, batch.structure_weights]
+    return [*vars(batch.graph).values(), *(value for name, value in vars(batch).items() if name != "graph")]
 
 
 def _from_tensors(tensors: list[Tensor]) -> LabeledGraph:

@@ -21,8 +21,7 @@ def train(
 ) -> None:
     """Train a potential: potential file, model card, learning curve and checkpoint in one folder."""
     try:
-        from ase_segnn.training import load_recipe
-        from ase_segnn.training import train as run_training
+        from ase_segnn.training import load_recipe, run
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("ase_segnn"):
             raise
@@ -32,7 +31,7 @@ def train(
     if not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    result = run_training(load_recipe(recipe), output, resume=resume, overwrite=force)
+    result = run(load_recipe(recipe), output, resume=resume, overwrite=force)
     for data, errors in result.errors.items():
         energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
         typer.echo(f"{data}: RMSE {energy:.2f} meV, {forces:.2f} meV/Å")

@@ -1,0 +1,5 @@
+"""``python -m ase_segnn`` is the command line."""
+
+from ase_segnn.cli import app
+
+app()

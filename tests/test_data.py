@@ -1,0 +1,257 @@
+"""Data of a run: sources, the store on disk, division and statistics."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import fcc100
+from ase.calculators.lj import LennardJones
+from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, recipe_for, store_of, write_frames
+
+from ase_segnn.graph import AtomicGraph
+from ase_segnn.training import sources
+from ase_segnn.training.data import (
+    HELD_OUT,
+    Subset,
+    TrainingData,
+    isolated_atom_energies,
+    least_squares_energies,
+    split,
+)
+from ase_segnn.training.frames import Frame
+from ase_segnn.training.recipe import Recipe
+from ase_segnn.training.store import FrameStore
+
+
+@pytest.fixture
+def frames_file(tmp_path: Path) -> Path:
+    return write_frames(tmp_path / "frames.xyz", labeled_clusters())
+
+
+def read(recipe: Recipe) -> TrainingData:
+    return TrainingData.read(recipe.data, recipe.network.cutoff, recipe.seed)
+
+
+# ---- store
+
+
+def test_store_gives_back_frames_and_graphs(tmp_path: Path) -> None:
+    frames = [*labeled_clusters(4), *labeled_crystals(3), Atoms("Ar")]
+    frames[1].info["config_type"] = "special"
+    frames[2].info["config_energy_weight"] = 3.0
+    store = store_of(frames, tmp_path)
+    assert len(store) == 8
+    assert store.n_atoms.tolist() == [len(atoms) for atoms in frames]
+    for index, atoms in enumerate(frames):
+        given, frame, labeled = (
+            Frame.from_atoms(atoms, f"frame {index}"),
+            store.frame(index),
+            store.labeled_graph(index),
+        )
+        assert frame.atoms == given.atoms
+        assert (frame.energy, frame.group, frame.source) == (given.energy, given.group, given.source)
+        assert frame.weights == given.weights
+        assert frame.labels == given.labels
+        for label in ("forces", "stress"):
+            if label in given.labels:
+                np.testing.assert_array_equal(getattr(frame, label), getattr(given, label))
+                np.testing.assert_array_equal(getattr(labeled, label).reshape(-1, 3), getattr(given, label))
+        graph = AtomicGraph.from_atoms(atoms, NETWORK.cutoff)
+        for name in ("positions", "atomic_numbers", "centers", "neighbors", "cell_shifts", "pbc"):
+            assert torch.equal(getattr(labeled.graph, name), getattr(graph, name)), name
+        assert labeled.frames.tolist() == [index]
+    assert store.labeled_graph(2).energy_weights.tolist() == [3.0]
+    assert store.labeled_graph(7).n_labels().tolist() == [0, 0, 0]
+    assert store.labeled_graph(5).n_labels().tolist() == [1, 24, 1]
+    copy = pickle.loads(pickle.dumps(store))  # as for another process
+    assert copy.frame(5).atoms == store.frame(5).atoms
+
+
+def test_missing_labels_are_masked_whatever_the_cell(tmp_path: Path) -> None:
+    slab = fcc100("Ar", (2, 2, 2), a=3.6)  # its third vector is zero
+    slab.calc = LennardJones(sigma=2.3, epsilon=0.1, rc=6.0)
+    slab.get_forces()
+    slab.calc.results.pop("energy")
+    [graph] = graphs_of([slab], tmp_path)
+    assert graph.n_labels().tolist() == [0, 24, 0]
+    assert torch.linalg.det(graph.graph.cell).abs() > 1
+    assert torch.equal(graph.graph.edge_vectors(), AtomicGraph.from_atoms(slab, NETWORK.cutoff).edge_vectors())
+
+
+def test_store_is_built_once_for_the_same_data(
+    tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(frames_file)
+    first = read(recipe)
+    [path] = (tmp_path / "cache").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameStore, "build", lambda *_: pytest.fail("built again"))
+        assert len(read(recipe).training) == len(first.training)
+        with pytest.raises(pytest.fail.Exception):
+            read(recipe_for(frames_file, network={"cutoff": 3.0}))
+        with pytest.raises(pytest.fail.Exception):
+            read(recipe_for(frames_file, data={"energy_key": "other"}))
+    write_frames(frames_file, labeled_clusters(seed=1))
+    assert read(recipe).training.energies() != pytest.approx(first.training.energies())
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert path.exists()
+
+
+def test_a_store_is_whole_or_not_there(tmp_path: Path) -> None:
+    frames_before_the_disk_is_full = iter([Frame.from_atoms(labeled_clusters(1)[0], "frame 0")])
+
+    def frames():  # type: ignore[no-untyped-def]
+        yield from frames_before_the_disk_is_full
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device; is the disk full"):
+        FrameStore.build(tmp_path / "store.h5", frames(), 4.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- division
+
+
+def test_split_is_seeded_and_complete() -> None:
+    indices = np.arange(5, 25)
+    parts = split(indices, 4, 3, seed=1)
+    assert [len(part) for part in parts] == [13, 4, 3]
+    assert sorted(np.concatenate(parts)) == indices.tolist()
+    assert all(np.array_equal(a, b) for a, b in zip(parts, split(indices, 4, 3, seed=1), strict=True))
+    assert not np.array_equal(parts[1], split(indices, 4, 3, seed=2)[1])
+    with pytest.raises(ValueError, match="20 validation frames of 20 leave none"):
+        split(indices, 20, 0, seed=0)
+    with pytest.raises(ValueError, match="10 validation frames and 10 held out of 20 leave none"):
+        split(indices, 10, 10, seed=0)
+
+
+def test_numbers_and_fractions_of_frames(frames_file: Path) -> None:
+    data = read(recipe_for(frames_file, data={"validation": 0.25, "held_out": 2}))
+    assert (len(data.training), len(data.validation), len(data.tests[HELD_OUT])) == (7, 3, 2)
+    parts = [data.training.indices, data.validation.indices, data.tests[HELD_OUT].indices]
+    assert sorted(np.concatenate(parts)) == list(range(12))
+
+
+def test_several_files_globs_and_files_for_validation(tmp_path: Path, frames_file: Path) -> None:
+    for name in ("a/OUT.xyz", "b/OUT.xyz"):
+        (tmp_path / name).parent.mkdir()
+        write_frames(tmp_path / name, labeled_clusters(3, seed=len(name)))
+    recipe = recipe_for(frames_file, data={"train": ["*/OUT.xyz", "frames.xyz"], "validation": ["a/OUT.xyz"]})
+    data = read(recipe)
+    assert (len(data.training), len(data.validation)) == (18, 3)
+    assert [data.training.store.frame(i).source for i in (0, 3, 6)] == ["a/OUT.xyz@0", "b/OUT.xyz@0", "frames.xyz@0"]
+    assert set(data.checksums) == {"a/OUT.xyz", "b/OUT.xyz", "frames.xyz"}
+    with pytest.raises(FileNotFoundError, match=r"no data file fits 'c\*.xyz'"):
+        read(recipe_for(frames_file, data={"train": ["c*.xyz"]}))
+
+
+def test_group_weights(tmp_path: Path) -> None:
+    frames = labeled_clusters(6)
+    for index, atoms in enumerate(frames):
+        atoms.info["config_type"] = "even" if index % 2 == 0 else "odd"
+    path = write_frames(tmp_path / "frames.xyz", frames)
+    data = read(recipe_for(path, data={"group_weights": {"odd": 0.25}, "validation": 1}))
+    weights = {data.training.store.group(i): data.training[i].energy_weights.item() for i in data.training.indices}
+    assert weights == {"even": 1.0, "odd": 0.25}
+    with pytest.raises(ValueError, match="group_weights names third; the groups of the training frames are even, odd"):
+        read(recipe_for(path, data={"group_weights": {"third": 1.0}}))
+
+
+def test_foreign_elements_in_a_test_set_are_found(tmp_path: Path, frames_file: Path) -> None:
+    frames = labeled_clusters(1)
+    frames[0].symbols[0] = "He"
+    write_frames(tmp_path / "foreign.xyz", frames)
+    with pytest.raises(ValueError, match=r"frames of 'odd ones' have He, training frames have not"):
+        read(recipe_for(frames_file, data={"test": {"odd ones": "foreign.xyz"}}))
+
+
+# ---- statistics
+
+
+def test_statistics_of_a_subset(tmp_path: Path) -> None:
+    frames = [*labeled_clusters(4), Atoms("Ar2", [[0, 0, 0], [9, 0, 0]])]
+    subset = Subset(store_of(frames, tmp_path), np.array([1, 2, 4]))
+    forces = np.concatenate([frames[i].get_forces() for i in (1, 2)])
+    assert subset.forces_rms() == pytest.approx(np.sqrt(np.mean(forces**2)))
+    assert subset.counts(("Ne", "Ar")).tolist() == [[2, 2], [2, 3], [0, 2]]
+    assert subset.elements() == ("Ne", "Ar")
+    assert subset.n_labels() == {"energy": 2, "forces": 2, "stress": 0}
+    edges = sum(AtomicGraph.from_atoms(frames[i], NETWORK.cutoff).n_edges for i in (1, 2, 4))
+    assert subset.average_neighbors() == pytest.approx(edges / 11)
+
+
+def test_least_squares_energies() -> None:
+    counts = np.array([[1.0, 2.0], [2.0, 2.0], [3.0, 1.0]])
+    exact = counts @ [-3.0, -5.0]
+    assert least_squares_energies(("Ne", "Ar"), counts, exact) == pytest.approx({"Ne": -3.0, "Ar": -5.0})
+    masked = np.where([True, True, False], exact, np.nan)
+    assert least_squares_energies(("Ne", "Ar"), counts, masked) == pytest.approx({"Ne": -3.0, "Ar": -5.0})
+    # one composition does not tell elements apart: the mean serves all
+    assert least_squares_energies(("Ne", "Ar"), counts[:1], np.array([6.0])) == pytest.approx({"Ne": 2.0, "Ar": 2.0})
+
+
+def test_isolated_atom_energies(tmp_path: Path, frames_file: Path) -> None:
+    path = tmp_path / "atoms.xyz"
+    path.write_text("1\nProperties=species:S:1:pos:R:3 energy=-2.5\nAr 0 0 0\n")
+    assert isolated_atom_energies(path, ["Ar"]) == {"Ar": -2.5}
+    with pytest.raises(ValueError, match="no isolated atom of Ne"):
+        isolated_atom_energies(path, ["Ar", "Ne"])
+    with pytest.raises(
+        ValueError, match=r"frames.xyz@0 has 3 atoms and an energy; reference energies need single atoms"
+    ):
+        isolated_atom_energies(frames_file, ["Ar"])
+
+
+def test_isolated_atoms_among_the_frames_are_references(tmp_path: Path) -> None:
+    atoms = {"Ar": -2.0, "Ne": -1.0}
+    frames = labeled_clusters(5)
+    for symbol, energy in atoms.items():
+        lone = Atoms(symbol)
+        lone.info["REF_energy"] = energy
+        frames.insert(1, lone)
+    path = write_frames(tmp_path / "frames.xyz", frames)
+    data = read(recipe_for(path, data={"validation": 1, "test": {}}))
+    assert data.reference_energies == atoms
+    assert data.origin_of_references == "isolated atoms"
+    assert sorted([*data.training.indices, *data.validation.indices]) == [0, 3, 4, 5, 6]
+    fitted = read(recipe_for(path, data={"validation": 1, "test": {}, "reference_energies": "least-squares"}))
+    assert fitted.reference_energies != pytest.approx(atoms)
+    with pytest.raises(ValueError, match="reference_energies lack Ar"):
+        read(recipe_for(path, data={"reference_energies": {"Ne": 1.0}}))
+    path = write_frames(tmp_path / "fewer.xyz", frames[:1] + frames[2:])
+    with pytest.raises(ValueError, match="isolated atoms of Ar, but none of Ne"):
+        read(recipe_for(path, data={"validation": 1, "test": {}}))
+
+
+# ---- sources
+
+
+def test_files_are_looked_for_in_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "acac/train_300K.xyz"
+    asked = []
+
+    def refuse(address: str, **_: object) -> str:
+        asked.append(address)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(sources.pooch, "retrieve", refuse)
+    (tmp_path / "own.xyz").write_text("own")
+    assert sources.locate("own.xyz", tmp_path) == tmp_path / "own.xyz"
+    with pytest.raises(FileNotFoundError, match=r"no data file 'other.xyz'.*'folder'"):
+        sources.locate("other.xyz", tmp_path)
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "project" / "training" / "sources.py"))
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded from https://.*no network"):
+        sources.locate(name, tmp_path)
+    assert asked == [sources.PUBLIC_FILES[name][0]]
+    beside = tmp_path / "shared" / "data" / name
+    beside.parent.mkdir(parents=True)
+    beside.write_text("not the published frames")
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        sources.locate(name, tmp_path)
+    monkeypatch.setitem(sources.PUBLIC_FILES, name, ("https://example.invalid", sources.sha256(beside)))
+    assert sources.locate(name, tmp_path) == beside

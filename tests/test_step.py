@@ -1,0 +1,224 @@
+"""Batches, the loss and its gradients, plain and compiled, and the optimizers' steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
+from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, tiny_potential
+
+from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.model.steerable import SteerableLinear
+from ase_segnn.training.batches import BatchLimits, LabeledGraph, divide, padded_batch
+from ase_segnn.training.optimizers import Muon, make_optimizers
+from ase_segnn.training.recipe import OptimizationSection
+from ase_segnn.training.step import CompiledStep, Loss, gradients
+
+COEFFICIENTS = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
+
+
+@pytest.fixture
+def clusters(tmp_path: Path) -> list[LabeledGraph]:
+    return graphs_of(labeled_clusters(), tmp_path)
+
+
+@pytest.fixture
+def crystals(tmp_path: Path) -> list[LabeledGraph]:
+    return graphs_of(labeled_crystals(), tmp_path)
+
+
+# ---- batches
+
+
+def test_batches_keep_to_their_limits() -> None:
+    random = np.random.default_rng(0)
+    n_atoms = random.integers(1, 40, 200)
+    n_edges = n_atoms * random.integers(0, 30, 200)
+    order = random.permutation(150)
+    for limits in (
+        BatchLimits.of(n_atoms, n_edges, batch_size=4),
+        BatchLimits.of(n_atoms, n_edges, batch_edges=800),
+        BatchLimits.of(n_atoms, n_edges, batch_edges=5),  # less than many frames have
+    ):
+        batches = divide(order, n_atoms, n_edges, limits)
+        assert np.concatenate(batches).tolist() == order.tolist()
+        for batch in batches:
+            assert len(batch) <= limits.structures
+            assert n_atoms[batch].sum() <= limits.atoms
+            assert n_edges[batch].sum() <= limits.edges
+    assert all(len(batch) == 4 for batch in divide(order[:100], n_atoms, n_edges, BatchLimits(4, 10**6, 10**6)))
+    large = divide(order, n_atoms, n_edges, BatchLimits.of(n_atoms, n_edges, batch_edges=2000))
+    assert 150 * n_edges.mean() / 2000 < len(large) < 1.5 * 150 * n_edges.mean() / 2000
+
+
+@pytest.mark.parametrize("n_parts", [0, 2, 3])
+@pytest.mark.parametrize("kind", ["clusters", "crystals"])
+def test_padding_changes_nothing(kind: str, n_parts: int, request: pytest.FixtureRequest) -> None:
+    graphs: list[LabeledGraph] = request.getfixturevalue(kind)
+    sizes = np.array([[graph.graph.n_atoms, graph.graph.n_edges] for graph in graphs])
+    limits = BatchLimits.of(sizes[:, 0], sizes[:, 1], batch_size=3)
+    loss = Loss(tiny_potential(), stress=kind == "crystals")
+    padded = padded_batch(limits, NETWORK.cutoff, 10)(graphs[:n_parts])
+    full = padded_batch(limits, NETWORK.cutoff, 10)(graphs[-3:])
+    assert (padded.graph.n_atoms, padded.graph.n_edges) == (full.graph.n_atoms, full.graph.n_edges)
+    assert len(padded.energy) == len(full.energy)
+    if n_parts == 0:
+        assert loss(padded, COEFFICIENTS).item() == 0
+        assert padded.n_labels().tolist() == [0, 0, 0]
+        return
+    plain = LabeledGraph.batch(graphs[:n_parts])
+    assert torch.equal(plain.n_labels(), padded.n_labels())
+    results = [gradients(loss, batch, COEFFICIENTS) for batch in (plain, padded)]
+    assert max(float(gradient.abs().max()) for gradient in results[0][1]) > 1e-3
+    for a, b in zip(*[(value, *derivatives) for value, derivatives in results], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+# ---- loss
+
+
+def errors_by_hand(frames: list[Atoms]) -> list[tuple[float, np.ndarray, np.ndarray, int]]:
+    """Errors of energy, forces and virial of `tiny_potential`, by the calculator, and numbers of atoms."""
+    errors = []
+    for atoms in frames:
+        predicted = atoms.copy()
+        predicted.calc = SEGNNCalculator(tiny_potential(), device="cpu", dtype="float64")
+        stress = np.zeros((3, 3))
+        if atoms.pbc.all():
+            stress = predicted.get_stress(voigt=False) - atoms.get_stress(voigt=False)
+        errors.append(
+            (
+                predicted.get_potential_energy() - atoms.get_potential_energy(),
+                predicted.get_forces() - atoms.get_forces(),
+                stress * atoms.cell.volume,
+                len(atoms),
+            )
+        )
+    return errors
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1", "huber"])
+def test_loss_by_hand(kind: str, tmp_path: Path) -> None:
+    frames = labeled_crystals(3)
+    delta = 0.3
+
+    def penalty(square: float) -> float:
+        return {"mse": square, "l1": square**0.5, "huber": 2 * delta**2 * ((1 + square / delta**2) ** 0.5 - 1)}[kind]
+
+    sums = np.zeros(3)
+    for energy, forces, virial, n_atoms in errors_by_hand(frames):
+        sums[0] += penalty(energy**2 / n_atoms)
+        sums[1] += sum(3 * penalty(np.mean(force**2)) for force in forces)
+        sums[2] += penalty(np.mean(virial**2) / n_atoms)
+    assert sums.min() > 1e-3
+    batch = LabeledGraph.batch(graphs_of(frames, tmp_path))
+    value = Loss(tiny_potential(), kind, delta, stress=True)(batch, COEFFICIENTS).item()
+    assert value == pytest.approx(COEFFICIENTS.numpy() @ sums, rel=1e-5)
+    without = Loss(tiny_potential(), kind, delta)(batch, COEFFICIENTS).item()
+    assert without == pytest.approx(COEFFICIENTS.numpy()[:2] @ sums[:2], rel=1e-5)
+
+
+def test_weights_and_missing_labels(tmp_path: Path) -> None:
+    frames = labeled_crystals(3)
+    frames[0].calc.results.pop("stress")
+    frames[1].info["config_weight"] = 0.25
+    frames[2].info["config_forces_weight"] = 0.0
+    batch = LabeledGraph.batch(graphs_of(frames, tmp_path))
+    assert batch.n_labels().tolist() == [3, 3 * (len(frames[0]) + len(frames[1])), 2]
+    (e0, f0, _, n0), (e1, f1, v1, n1), (e2, _, v2, n2) = errors_by_hand(labeled_crystals(3))
+    expected = [
+        e0**2 / n0 + 0.25 * e1**2 / n1 + e2**2 / n2,
+        (f0**2).sum() + 0.25 * (f1**2).sum(),
+        0.25 * np.mean(v1**2) / n1 + np.mean(v2**2) / n2,
+    ]
+    value = Loss(tiny_potential(), stress=True)(batch, COEFFICIENTS).item()
+    assert value == pytest.approx(COEFFICIENTS.numpy() @ np.array(expected), rel=1e-9)
+    assert full_3x3_to_voigt_6_stress(batch.stress[0].numpy()).tolist() == [0.0] * 6
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_step_has_the_same_gradients(backend: str, clusters: list[LabeledGraph]) -> None:
+    loss = Loss(tiny_potential())
+    next(loss.parameters()).requires_grad_(False)  # a frozen one has no gradient
+    step = CompiledStep(loss, backend=backend)
+    collate = padded_batch(BatchLimits(3, 15, 60), NETWORK.cutoff, 10)
+    for parts in (clusters[:3], clusters[3:6], clusters[6:8]):  # the second and third reuse what was traced
+        batch = collate(parts)
+        value, expected = gradients(loss, batch, COEFFICIENTS)
+        compiled_value, compiled = step(batch, COEFFICIENTS)
+        torch.testing.assert_close(compiled_value, value, rtol=1e-12, atol=1e-12)
+        assert len(compiled) == len(list(loss.parameters())) - 1
+        for a, b in zip(compiled, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        with torch.no_grad():
+            for parameter in loss.parameters():
+                parameter.add_(0.01)  # new weights must count in the next step
+    other, _ = step(batch, 2 * COEFFICIENTS)
+    torch.testing.assert_close(other, 2 * loss(batch, COEFFICIENTS).detach())
+
+
+# ---- optimizers
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_weight_has_one_optimizer(optimizer: Literal["muon", "adamw"]) -> None:
+    potential = tiny_potential()
+    optimizers = make_optimizers(potential, OptimizationSection(optimizer=optimizer))
+    assert [type(o).__name__ for o in optimizers] == {"muon": ["Muon", "AdamW"], "adamw": ["AdamW"]}[optimizer]
+    optimized = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(optimized) == sorted(id(p) for p in potential.parameters())
+    frozen = potential.network.embedding.requires_grad_(False)
+    left = {
+        id(p) for o in make_optimizers(potential, OptimizationSection()) for g in o.param_groups for p in g["params"]
+    }
+    assert left == {id(p) for p in potential.parameters()} - {id(p) for p in frozen.parameters()}
+
+
+def test_a_step_of_muon_has_the_size_that_is_promised() -> None:
+    potential = tiny_potential()
+    muon, _ = make_optimizers(potential, OptimizationSection(muon_learning_rate=0.1, weight_decay=0.0))
+    inputs_and_outputs = {
+        id(w): tuple(w.shape) for m in potential.modules() if isinstance(m, SteerableLinear) for w in m.weights
+    }
+    matrices = [group["params"][0] for group in muon.param_groups]
+    shapes = [inputs_and_outputs.get(id(w), tuple(reversed(w.shape))) for w in matrices]
+    assert {n_in > n_out for n_in, n_out in shapes} == {True, False}
+    assert any(id(w) not in inputs_and_outputs for w in matrices)  # of the radial networks
+    before = [w.detach().clone() for w in matrices]
+    generator = torch.Generator().manual_seed(0)
+    for w in matrices:
+        w.grad = torch.randn(w.shape, generator=generator, dtype=w.dtype)
+    muon.step()
+    for w, old, (n_in, n_out) in zip(matrices, before, shapes, strict=True):
+        singular_values = torch.linalg.svdvals(w.detach() - old) / (0.1 * (n_out / n_in) ** 0.5)
+        assert ((singular_values > 0.5) & (singular_values < 1.3)).all()  # Muon makes them 1 only roughly
+
+
+def test_muon_steps_like_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(12, 5), (5, 12), (8, 8), (12, 5)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
+    steps = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(4)]
+    ends = []
+    for own in (True, False):
+        weights = [torch.nn.Parameter(start.clone()) for start in starts]
+        groups = [{"params": [weight], "lr": 0.02 * (index + 1)} for index, weight in enumerate(weights)]
+        optimizer = (
+            Muon(groups, weight_decay=0.3)
+            if own
+            else torch.optim.Muon(groups, weight_decay=0.3, adjust_lr_fn="original")
+        )
+        for step in steps:
+            for weight, gradient in zip(weights, step, strict=True):
+                weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append([weight.detach() for weight in weights])
+    for start, ours, theirs in zip(starts, *ends, strict=True):
+        assert (theirs - start).norm() > 0.1
+        # torch works in bfloat16, of two to three digits
+        assert (ours - theirs).norm() < 0.03 * (theirs - start).norm()

@@ -1,0 +1,170 @@
+"""Batches of graphs with their labels: what is put together, in which order, and how it is filled up to one size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ase_segnn.graph import AtomicGraph
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledGraph:
+    """A graph of N atoms in B structures with the labels to learn; where a weight is 0 the label is missing.
+
+    Parameters
+    ----------
+    graph : the structures
+    energy : (B,) float64, eV
+    forces : (N, 3) float64, eV/Å
+    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension
+    energy_weights, stress_weights : (B,) float64, factors of the squared errors
+    forces_weights : (N,) float64
+    frames : (B,) int64, the frame in its store that a structure is; -1 for one that only fills up
+    """
+
+    graph: AtomicGraph
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    energy_weights: Tensor
+    forces_weights: Tensor
+    stress_weights: Tensor
+    frames: Tensor
+
+    @classmethod
+    def padding(cls, n_atoms: int, n_edges: int, cutoff: float, atomic_number: int) -> LabeledGraph:
+        """Make a structure of lone atoms and of edges that are too long to matter, without labels.
+
+        The edges join the first atom with its own image in a cell of twice the cutoff.
+        """
+        zero = torch.zeros(1, dtype=torch.float64)
+        positions = torch.zeros(n_atoms, 3, dtype=torch.float64)
+        cell = 2 * cutoff * torch.eye(3, dtype=torch.float64)[None]
+        graph = AtomicGraph(
+            positions=positions,
+            atomic_numbers=torch.full((n_atoms,), atomic_number),
+            cell=cell,
+            pbc=torch.ones(1, 3, dtype=torch.bool),
+            centers=torch.zeros(n_edges, dtype=torch.int64),
+            neighbors=torch.zeros(n_edges, dtype=torch.int64),
+            cell_shifts=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).repeat(n_edges, 1),
+            structure=torch.zeros(n_atoms, dtype=torch.int64),
+        )
+        return cls(
+            graph,
+            energy=zero,
+            forces=torch.zeros_like(positions),
+            stress=torch.zeros_like(cell),
+            energy_weights=zero,
+            forces_weights=positions.new_zeros(n_atoms),
+            stress_weights=zero,
+            frames=torch.tensor([-1]),
+        )
+
+    @classmethod
+    def batch(cls, parts: Sequence[LabeledGraph]) -> LabeledGraph:
+        """Put several side by side."""
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "graph"
+        }
+        return cls(graph=AtomicGraph.batch([part.graph for part in parts]), **tensors)
+
+    def to(self, device: torch.device | str) -> LabeledGraph:
+        """Return this with every tensor on `device`."""
+        return LabeledGraph(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def times(self, factor: float) -> LabeledGraph:
+        """Return this with all weights multiplied."""
+        names = ("energy_weights", "forces_weights", "stress_weights")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
+
+    def n_labels(self) -> Tensor:
+        """Numbers of energies, force components and stresses that are there, (3,) float64."""
+        energies, atoms, stresses = (
+            (weights > 0).sum() for weights in (self.energy_weights, self.forces_weights, self.stress_weights)
+        )
+        return torch.stack([energies, 3 * atoms, stresses]).to(torch.float64)
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The most that a batch may hold, which is also what padded batches are filled up to.
+
+    Parameters
+    ----------
+    structures, atoms, edges : numbers of them
+    """
+
+    structures: int
+    atoms: int
+    edges: int
+
+    @classmethod
+    def of(
+        cls,
+        n_atoms: NDArray[np.int64],
+        n_edges: NDArray[np.int64],
+        *,
+        batch_size: int | None = None,
+        batch_edges: int | None = None,
+    ) -> BatchLimits:
+        """Limits for frames of these sizes, (F,), with `batch_size` structures or about `batch_edges` edges at most.
+
+        A frame that alone has more edges raises the limit.
+        """
+        if batch_size is not None:
+            largest_atoms, largest_edges = np.sort(n_atoms)[::-1][:batch_size], np.sort(n_edges)[::-1][:batch_size]
+            return cls(batch_size, int(largest_atoms.sum()), int(largest_edges.sum()))
+        assert batch_edges is not None
+        typical = batch_edges / max(1.0, float(n_edges.mean()))  # number of frames
+        return cls(
+            structures=math.ceil(2 * typical),
+            atoms=max(int(n_atoms.max()), math.ceil(1.5 * typical * float(n_atoms.mean()))),
+            edges=max(int(n_edges.max()), batch_edges),
+        )
+
+
+def divide(
+    order: Sequence[int] | NDArray[np.int64],
+    n_atoms: NDArray[np.int64],
+    n_edges: NDArray[np.int64],
+    limits: BatchLimits,
+) -> list[list[int]]:
+    """Divide frames, in the order given, into batches that keep to the limits; sizes (F,) are those of all frames."""
+    batches: list[list[int]] = []
+    atoms = edges = 0
+    for frame in map(int, order):
+        atoms, edges = atoms + int(n_atoms[frame]), edges + int(n_edges[frame])
+        full = not batches or len(batches[-1]) == limits.structures or atoms > limits.atoms or edges > limits.edges
+        if full:
+            batches.append([])
+            atoms, edges = int(n_atoms[frame]), int(n_edges[frame])
+        batches[-1].append(frame)
+    return batches
+
+
+def padded_batch(limits: BatchLimits, cutoff: float, atomic_number: int) -> Callable[..., LabeledGraph]:
+    """Return a function that batches graphs and fills them up to the limits, so that every batch has one shape.
+
+    Parameters
+    ----------
+    limits : of the batches
+    cutoff : Å
+    atomic_number : of an element that the potential knows
+    """
+
+    def batch(parts: Sequence[LabeledGraph]) -> LabeledGraph:
+        missing = limits.structures - len(parts)
+        n_atoms = limits.atoms + len(parts) + 1 - sum(part.graph.n_atoms for part in parts)
+        n_edges = limits.edges - sum(part.graph.n_edges for part in parts)
+        lone = [LabeledGraph.padding(1, 0, cutoff, atomic_number)] * missing
+        return LabeledGraph.batch([*parts, *lone, LabeledGraph.padding(n_atoms, n_edges, cutoff, atomic_number)])
+
+    return batch

@@ -1,0 +1,198 @@
+"""The fit itself: Lightning's trainer around the module, checkpoints, the learning curve as CSV and a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor
+
+from ase_segnn.model.potential import Potential
+
+from .batches import BatchLimits
+from .data import Subset
+from .module import FitSettings, TrainingModule
+from .progress import ProgressBar
+from .recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+_AVERAGED_SHARE = 0.05  # of the steps
+
+CHECKPOINT, CURVE = "last.ckpt", "metrics.csv"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished fit leaves: the lines of its history, and how long it took."""
+
+    history: list[dict[str, float]]
+    seconds: float
+
+
+def fit(
+    potential: Potential, training: Subset, validation: Subset, recipe: Recipe, folder: Path, *, resume: bool
+) -> FitResult:
+    """Fit the parameters of `potential` that require gradients; at the end it has the weights that validated best.
+
+    Parameters
+    ----------
+    potential : with the weights to start from; with `resume` those of the checkpoint take their place
+    training, validation : frames
+    recipe : settled, see `ase_segnn.training.run`
+    folder : where checkpoint and learning curve are kept; exists
+    resume : go on from the checkpoint there, which may be that of a finished fit
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C, as ever; the last checkpoint is kept.
+    FloatingPointError
+        If the loss is not finite; the frames are named.
+    """
+    checkpoint = folder / CHECKPOINT
+    if not (resume and _load(checkpoint)["run"]["finished"]):
+        module = _module(potential, training, validation, recipe)
+        trainer = _trainer(recipe, folder)
+        with _quiet_lightning():
+            try:
+                trainer.fit(module, ckpt_path=checkpoint if resume else None, weights_only=True)
+            except SystemExit as error:  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from error
+    # several processes leave their results in the file only, so that it is the way for one as well
+    run = _load(checkpoint)["run"]
+    potential.load_state_dict(run["best"]["weights"])
+    logger.info("%s: weights of epoch %d are the best on validation frames", recipe.name, run["best"]["epoch"])
+    return FitResult(run["history"], run["seconds"])
+
+
+def _module(potential: Potential, training: Subset, validation: Subset, recipe: Recipe) -> TrainingModule:
+    optimization, store = recipe.optimization, training.store
+    limits = BatchLimits.of(
+        store.n_atoms[training.indices],
+        store.n_edges[training.indices],
+        batch_size=optimization.batch_size,
+        batch_edges=optimization.batch_edges,
+    )
+    settings = FitSettings(
+        optimization=optimization,
+        seed=recipe.seed,
+        compile=bool(recipe.compile),
+        max_seconds=optimization.max_time,
+    )
+    return TrainingModule(potential, training, validation, limits, settings)
+
+
+def _trainer(recipe: Recipe, folder: Path) -> pl.Trainer:
+    epochs = recipe.optimization.epochs
+    interactive = sys.stderr.isatty()
+    callbacks: list[Callback] = [
+        WeightAveraging(use_buffers=False, avg_fn=partial(_average, recipe.optimization.ema_decay)),
+        _LastCheckpoint(folder),
+        *[ProgressBar()] * interactive,
+    ]
+    loggers: dict[str | None, Any] = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
+    strategy: str | Strategy = "auto"
+    if recipe.processes > 1:
+        on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
+        strategy = DDPStrategy(start_method="spawn", process_group_backend="nccl" if on_gpu else "gloo")
+    also: Logger | bool = False
+    if recipe.logger is not None:
+        also = loggers[recipe.logger](name=recipe.name, save_dir=folder)
+    with _quiet_lightning():
+        return pl.Trainer(
+            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[recipe.device],
+            devices=recipe.processes,
+            strategy=strategy,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            max_epochs=epochs,
+            check_val_every_n_epoch=min(recipe.validate_every, epochs),
+            callbacks=callbacks,
+            logger=also,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            inference_mode=False,
+        )
+
+
+def _average(decay: float, averaged: Tensor, weights: Tensor, n_steps: Tensor) -> Tensor:
+    """Exponential moving average that at first remembers no more than a twentieth of the steps so far."""
+    window = (_AVERAGED_SHARE * n_steps.to(averaged.dtype)).clamp(max=1 / (1 - decay) - 1)
+    return averaged + (weights - averaged) / (1 + window)
+
+
+class _LastCheckpoint(Checkpoint):
+    """Keeps the state after each epoch, and the learning curve, each file whole or as it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        with _whole(self._folder / CHECKPOINT) as temporary:
+            trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            with _whole(self._folder / CURVE) as temporary:
+                temporary.write_text(_to_csv(pl_module.history), encoding="utf-8")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to, whose file takes the place of `path` afterwards."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        if temporary.exists():  # not in processes that write nothing
+            temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write '{path}', what it held is kept: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_csv(history: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    names = dict.fromkeys(name for row in history for name in row)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return checkpoint
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints and its use of deprecated parts of torch out of the log of the run."""
+    lightning_logger = logging.getLogger("lightning.pytorch")
+    level = lightning_logger.level
+    lightning_logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # graphs are in memory already
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*", category=FutureWarning)
+            yield
+    finally:
+        lightning_logger.setLevel(level)
