@@ -7,7 +7,7 @@ Examples
 >>> import ase_segnn
 >>> sorted(ase_segnn.__all__)  # doctest: +NORMALIZE_WHITESPACE
 ['AtomicGraph', 'Committee', 'Potential', 'PotentialConfig', 'SEGNN', 'SEGNNCalculator', 'UncertaintyError',
- '__version__', 'load_potential', 'save_potential']
+ '__version__', 'load_potential', 'save_potential', 'select_frames']
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ase_segnn.model.potential import Potential
     from ase_segnn.model.segnn import SEGNN
     from ase_segnn.potential_file import load_potential, save_potential
+    from ase_segnn.selection import select_frames
     from ase_segnn.uncertainty import UncertaintyError
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "load_potential",
     "save_potential",
+    "select_frames",
 ]
 
 _MODULE_OF = {
@@ -50,6 +52,7 @@ _MODULE_OF = {
     "UncertaintyError": "ase_segnn.uncertainty",
     "load_potential": "ase_segnn.potential_file",
     "save_potential": "ase_segnn.potential_file",
+    "select_frames": "ase_segnn.selection",
 }
 
 
