@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,28 +13,30 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import Calculator, all_changes, all_properties
 from ase.data import atomic_numbers, chemical_symbols
-from numpy.typing import NDArray
+from ase.outputs import Properties
 
+from ase_segnn.checks import check_numbers, check_results, check_stress_exists
+from ase_segnn.evaluator import Evaluator
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.committee import Committee
 from ase_segnn.model.compiled import CompiledPotential
-from ase_segnn.model.native import NativePotential, NoCompilerError, why_not_native
+from ase_segnn.model.native import NativePotential
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.neighbors import BACKENDS, NeighborList, VerletList
 from ase_segnn.potential_file import load_potential
 from ase_segnn.potentials import path_of
-
-_log = logging.getLogger(__name__)
+from ase_segnn.uncertainty import DeviationLimit
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
-_Evaluator = Potential | NativePotential | CompiledPotential
+_DEVIATIONS = ["energy_std", "energies_std", "forces_std"]  # of committees
 _VOIGT = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # rows and columns of xx yy zz yz xz xy
 
 
 class SEGNNCalculator(Calculator):
-    """Energy, forces and stress of a SEGNN potential for any ASE workflow.
+    """Energy, forces and stress of a SEGNN potential, or of a committee of them, for any ASE workflow.
 
     ======================  ========  ==================================================
     property                shape     unit and meaning
@@ -45,7 +46,14 @@ class SEGNNCalculator(Calculator):
     forces                  (N, 3)    eV/Å
     stress                  (6,)      eV/Å³, xx yy zz yz xz xy, positive in tension;
                                       for structures periodic along all three vectors
+    energy_std              scalar    eV, these three for a committee only: standard
+                                      deviations between its members
+    energies_std            (N,)      eV
+    forces_std              (N,)      eV/Å, comes with the forces
     ======================  ========  ==================================================
+
+    A committee's energy is the mean of its members', and so are its derivatives; see
+    `ase_segnn.model.committee.Committee` for what the deviations tell. It takes as many times longer as it has members.
 
     Only what is asked for is computed: the energy alone needs no derivative, and the stress is left out unless
     wanted. Atoms are never changed. A calculator can be copied, pickled and moved between structures of any number of
@@ -53,7 +61,7 @@ class SEGNNCalculator(Calculator):
 
     Parameters
     ----------
-    potential : name of a shipped potential, path of a potential file, or a `Potential`, which is copied
+    potential : name of a shipped potential, path of a potential file, or a `Potential` or `Committee`, which is copied
     device : "cpu", "cuda", "cuda:1" and so on, or "auto" for a GPU where there is one
     dtype : "float32" or "float64", of the network; positions and the sum of the energy are float64 in both. Tight
         relaxations and finite differences want "float64"
@@ -66,6 +74,10 @@ class SEGNNCalculator(Calculator):
         insists on a compiler, and has torch compile a potential that lacks that form, which takes up to two minutes
         at the first evaluation and again at the first stress. False compiles nothing. Results are the same up to
         rounding, which is checked at first use
+    max_deviation : eV/Å, for a committee: where `forces_std` of an atom exceeds it, the structure is unlike the
+        training data. Looked at whenever forces are computed
+    on_deviation : "warn" logs the 1st, 10th, 100th, ... structure with such an atom. "stop" raises an error; the
+        calculator's results stay, to see which atoms it is about
 
     Raises
     ------
@@ -75,6 +87,8 @@ class SEGNNCalculator(Calculator):
         position or cell that is not finite.
     RuntimeError
         At evaluation, if the energy or a force is not finite, or compiling fails.
+    UncertaintyError
+        At evaluation, a `RuntimeError`: a deviation exceeds `max_deviation`, and `on_deviation` is "stop".
     MemoryError
         At evaluation, if the memory of the device does not suffice.
     """
@@ -84,12 +98,14 @@ class SEGNNCalculator(Calculator):
 
     def __init__(
         self,
-        potential: str | Path | Potential,
+        potential: str | Path | Potential | Committee,
         device: str | torch.device = "auto",
         dtype: str = "float32",
         skin: float = 1.0,
         backend: str = "auto",
         compile: bool | Literal["auto"] = "auto",  # noqa: A002  # torch's word for it
+        max_deviation: float | None = None,
+        on_deviation: Literal["warn", "stop"] = "warn",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # ASE's
         self._device = _checked_device(device)
@@ -101,14 +117,27 @@ class SEGNNCalculator(Calculator):
             raise ValueError(f"compile is True, False or 'auto', got {compile!r}")
         if backend != "auto" and backend not in BACKENDS:
             raise ValueError(f"backend is 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-        if isinstance(potential, Potential):
-            source, self._potential_name = "Potential", "this potential"
+        if max_deviation is None and on_deviation != "warn":
+            raise ValueError(f"on_deviation={on_deviation!r} needs max_deviation, in eV/Å")
+        self._limit = None if max_deviation is None else DeviationLimit(max_deviation, on_deviation)
+        if isinstance(potential, Potential | Committee):
+            source = type(potential).__name__
+            self._potential_name = f"this {source.lower()}"
             potential = copy.deepcopy(potential)
         else:
             source = str(potential)
             self._potential_name = f"potential '{source}'"
             potential = load_potential(path_of(potential))
-        self._potential = potential.to(device=self._device, dtype=_DTYPES[dtype]).requires_grad_(False).eval()
+        if isinstance(potential, Committee):
+            self.implemented_properties = [*self.implemented_properties, *_DEVIATIONS]
+        elif max_deviation is not None:
+            raise ValueError(
+                f"max_deviation is for committees, whose members may disagree, and {self._potential_name} is a single "
+                "potential; leave it out, or use a committee"
+            )
+        self._potential: Potential | Committee = (
+            potential.to(device=self._device, dtype=_DTYPES[dtype]).requires_grad_(False).eval()
+        )
         self._known = frozenset(atomic_numbers[symbol] for symbol in potential.elements)
         self._skin, self._backend = float(skin), backend
         self._verlet_list = self._new_verlet_list()
@@ -116,14 +145,16 @@ class SEGNNCalculator(Calculator):
         self._last_pairs: NeighborList | None = None
         self._last_numbers = np.empty(0, dtype=np.int64)
         self._compile: bool | Literal["auto"] = compile
-        self._evaluator: _Evaluator | None = None  # made at the first evaluation
+        self._evaluator: Evaluator | None = None  # made at the first evaluation
         self.parameters.update(
             potential=source, device=str(self._device), dtype=dtype, skin=self._skin, backend=backend, compile=compile
         )
+        if max_deviation is not None:
+            self.parameters.update(max_deviation=max_deviation, on_deviation=on_deviation)
 
     @property
-    def potential(self) -> Potential:
-        """The potential that is evaluated, on the calculator's device and in its dtype; not to be changed."""
+    def potential(self) -> Potential | Committee:
+        """What is evaluated, on the calculator's device and in its dtype; not to be changed."""
         return self._potential
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
@@ -153,7 +184,7 @@ class SEGNNCalculator(Calculator):
         Raises
         ------
         ValueError, RuntimeError, MemoryError
-            As listed for the class; no results are left behind then.
+            As listed for the class; no results are left behind then, except by an `UncertaintyError`.
         PropertyNotImplementedError
             If the stress is asked for and the structure is not periodic along all three vectors.
         """
@@ -163,19 +194,24 @@ class SEGNNCalculator(Calculator):
         kept = {} if system_changes else self.results
         before, self.atoms, self.results = self.atoms, None, {}
         self._check_elements(atoms)
-        _check_numbers(atoms)
+        check_numbers(atoms)
         if "stress" in properties:
-            _check_stress_exists(atoms)
+            check_stress_exists(atoms)
         evaluator = self._get_evaluator()
-        graph = self._graph(atoms, all_pairs=isinstance(evaluator, NativePotential))
-        [results] = self._evaluate(graph, stress="stress" in properties, forces="forces" in properties)
-        self._check_results(atoms, results)
+        graph = self._graph(atoms, all_pairs=evaluator.form is NativePotential)
+        [results] = self._evaluate(graph, stress="stress" in properties, forces=_need_forces(properties))
+        check_results(atoms, results, self._potential_name)
         self.results = kept | results
         if before is not None and list(system_changes) == ["positions"]:
             before.positions[:] = atoms.positions
             self.atoms = before
         else:
             self.atoms = atoms.copy()
+        self._check_deviations(atoms, results)
+
+    def export_properties(self) -> Properties:
+        """Return the results that ASE has names for."""
+        return Properties({name: value for name, value in self.results.items() if name in all_properties})
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """List what has changed since the last calculation, as ASE does, but exactly and in less time."""
@@ -216,19 +252,20 @@ class SEGNNCalculator(Calculator):
         for index, atoms in enumerate(structures):
             with _naming(index):
                 self._check_elements(atoms)
-                _check_numbers(atoms)
+                check_numbers(atoms)
                 if stress:
-                    _check_stress_exists(atoms)
-        return self._evaluate_many(structures, forces="forces" in properties, stress=stress)
+                    check_stress_exists(atoms)
+        return self._evaluate_many(structures, forces=_need_forces(properties), stress=stress)
 
     def _evaluate_many(self, structures: Sequence[Atoms], *, forces: bool, stress: bool) -> Iterator[dict[str, Any]]:
-        most_edges = 1 if isinstance(self._get_evaluator(), CompiledPotential) else _EDGES_TOGETHER
+        most_edges = 1 if self._get_evaluator().form is CompiledPotential else _EDGES_TOGETHER
         for start, graphs in self._batches(structures, most_edges):
             whole = graphs[0] if len(graphs) == 1 else AtomicGraph.batch(graphs)
             results = self._evaluate(whole, forces=forces, stress=stress)
             for index, one in enumerate(results, start=start):
                 with _naming(index):
-                    self._check_results(structures[index], one)
+                    check_results(structures[index], one, self._potential_name)
+                    self._check_deviations(structures[index], one)
                 yield one
 
     def _batches(self, structures: Sequence[Atoms], most_edges: int) -> Iterator[tuple[int, list[AtomicGraph]]]:
@@ -249,8 +286,6 @@ class SEGNNCalculator(Calculator):
         """Results of each structure of a graph."""
         evaluator = self._get_evaluator()
         try:
-            if isinstance(evaluator, CompiledPotential):
-                return _results(graph, evaluator.predict(graph, stress=stress))
             # with the stress the forces come for free, and whoever relaxes a cell asks for both
             return _results(graph, evaluator.predict(graph, forces=forces or stress, stress=stress))
         except (MemoryError, RuntimeError) as error:
@@ -261,27 +296,14 @@ class SEGNNCalculator(Calculator):
                 "structure, dtype='float32', or another device"
             ) from error
 
-    def _get_evaluator(self) -> _Evaluator:
+    def _get_evaluator(self) -> Evaluator:
         if self._evaluator is None:
-            self._evaluator = self._make_evaluator()
+            self._evaluator = Evaluator(self._potential, self._compile, self._potential_name)
         return self._evaluator
 
-    def _make_evaluator(self) -> _Evaluator:
-        """Return the fastest form of the potential that is allowed and possible."""
-        potential = self._potential
-        if self._compile is False:
-            return potential
-        reason = why_not_native(potential)
-        if reason is None:
-            try:
-                return NativePotential(potential)
-            except NoCompilerError as error:
-                if self._compile is True:
-                    raise
-                _log.warning("%s is not compiled: %s", self._potential_name, error)
-        else:
-            _log.info("%s is not compiled: %s", self._potential_name, reason)
-        return CompiledPotential(potential) if self._compile is True else potential
+    def _check_deviations(self, atoms: Atoms, results: dict[str, Any]) -> None:
+        if self._limit is not None and "forces_std" in results:
+            self._limit.check(atoms, results["forces_std"])
 
     def _graph(self, atoms: Atoms, *, all_pairs: bool = False) -> AtomicGraph:
         """Make the graph of the pairs within the cutoff, or of all that are kept, for those who look themselves."""
@@ -319,6 +341,7 @@ class SEGNNCalculator(Calculator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.results = dict(self.results)
+        self._limit = copy.copy(self._limit)
         self._verlet_list = self._new_verlet_list()
 
     def _get_name(self) -> str:
@@ -333,17 +356,9 @@ class SEGNNCalculator(Calculator):
                 f"{', '.join(symbols)}; 'ase-segnn info' lists the shipped potentials"
             )
 
-    def _check_results(self, atoms: Atoms, results: dict[str, Any]) -> None:
-        per_atom = np.isfinite(results["energies"])
-        if "forces" in results:
-            per_atom &= np.isfinite(results["forces"]).all(axis=1)
-        if not per_atom.all():
-            raise RuntimeError(
-                f"{self._potential_name} gives no finite energy or force for {_named(atoms, ~per_atom)}; are atoms too "
-                "close to each other, or was the time step too long?"
-            )
-        if not np.isfinite(results["energy"]) or not np.isfinite(results.get("stress", 0.0)).all():
-            raise RuntimeError(f"{self._potential_name} gives no finite energy or stress for this structure")
+
+def _need_forces(properties: Sequence[str]) -> bool:
+    return "forces" in properties or "forces_std" in properties
 
 
 def _results(graph: AtomicGraph, prediction: Prediction) -> list[dict[str, Any]]:
@@ -365,6 +380,11 @@ def _results(graph: AtomicGraph, prediction: Prediction) -> list[dict[str, Any]]
             results["forces"] = arrays["forces"][start:end]
         if "stress" in arrays:
             results["stress"] = arrays["stress"][index][_VOIGT]
+        if "energy_std" in arrays:
+            results["energy_std"] = float(arrays["energy_std"][index])
+            results["energies_std"] = arrays["atom_energies_std"][start:end]
+        if "forces_std" in arrays:
+            results["forces_std"] = arrays["forces_std"][start:end]
         all_results.append(results)
     return all_results
 
@@ -394,35 +414,6 @@ def _checked_device(device: str | torch.device) -> torch.device:
             "use device='cpu', or install torch for your GPU"
         )
     return checked
-
-
-def _check_numbers(atoms: Atoms) -> None:
-    if len(atoms) == 0:
-        raise ValueError("the structure has no atoms; a potential needs at least one")
-    finite = np.isfinite(atoms.positions).all(axis=1)
-    if not finite.all():
-        first = int(np.flatnonzero(~finite)[0])
-        raise ValueError(
-            f"the positions of {_named(atoms, ~finite)} are not finite, the first is "
-            f"{atoms.positions[first].tolist()}; was the time step too long?"
-        )
-    if not np.isfinite(atoms.cell.array).all():
-        raise ValueError(f"the cell is not finite: {atoms.cell.array.tolist()}; was the step of the cell too long?")
-
-
-def _check_stress_exists(atoms: Atoms) -> None:
-    if not atoms.pbc.all():
-        raise PropertyNotImplementedError(
-            "stress is energy per volume and needs a structure that is periodic along all three cell vectors, "
-            f"this one has pbc={atoms.pbc.tolist()}; for a slab or a wire set pbc=True and leave enough vacuum"
-        )
-
-
-def _named(atoms: Atoms, which: NDArray[np.bool_]) -> str:
-    indices = np.flatnonzero(which)
-    shown = ", ".join(f"{i} ({atoms.symbols[i]})" for i in indices[:5])
-    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
-    return f"atom{'s' if len(indices) > 1 else ''} {shown}{more}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""One file, one potential: safetensors with a JSON header, checked in full before it is believed, and no pickle."""
+"""One file, one potential or committee: safetensors and a JSON header, checked before it is believed, and no pickle."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import math
 import os
 import secrets
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
 
 FORMAT = "ase-segnn-potential"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # of committees; a single potential is still written as 2, which older versions read
 SUFFIX = ".safetensors"
 UNITS = {"energy": "eV", "length": "Å"}
 
@@ -63,7 +64,8 @@ class PotentialHeader(BaseModel):
 
     Parameters
     ----------
-    format_version : of the file
+    format_version : of the file; 3 for a committee, 1 or 2 for a single potential
+    n_members : number of potentials in the file, all with this config; 1 unless it is a committee
     units : of everything in the file that has one
     dtype : of the weights
     config : what defines the potential besides its weights
@@ -79,10 +81,19 @@ class PotentialHeader(BaseModel):
     config: PotentialConfig
     provenance: Provenance
     tensors_sha256: str
+    n_members: Annotated[int, Field(ge=1, le=1000)] = 1  # more are a damaged file, not to spend memory on
+
+    @model_validator(mode="after")
+    def _check_members(self) -> PotentialHeader:
+        if (self.n_members > 1) != (self.format_version >= 3):
+            raise ValueError(f"n_members is {self.n_members}, formats 1 and 2 hold one potential, format 3 several")
+        return self
 
 
-def save_potential(potential: Potential, path: str | Path, *, provenance: Provenance, overwrite: bool = False) -> None:
-    """Write a potential to one file, whole or not at all.
+def save_potential(
+    potential: Potential | Committee, path: str | Path, *, provenance: Provenance, overwrite: bool = False
+) -> None:
+    """Write a potential, or all members of a committee, to one file, whole or not at all.
 
     The same potential and provenance give the same bytes.
 
@@ -122,8 +133,8 @@ def save_potential(potential: Potential, path: str | Path, *, provenance: Proven
         temporary.unlink(missing_ok=True)
 
 
-def load_potential(path: str | Path) -> Potential:
-    """Read a potential; no code from the file is ever executed.
+def load_potential(path: str | Path) -> Potential | Committee:
+    """Read a potential or a committee; no code from the file is ever executed.
 
     Parameters
     ----------
@@ -131,7 +142,7 @@ def load_potential(path: str | Path) -> Potential:
 
     Returns
     -------
-    the potential on the CPU, with weights as stored (float32 or float64), frozen and in evaluation mode
+    what was saved, on the CPU, with weights as stored (float32 or float64), frozen and in evaluation mode
 
     Raises
     ------
@@ -147,9 +158,15 @@ def load_potential(path: str | Path) -> Potential:
         content = file.read()
     if hashlib.sha256(content[len(content) - n_weights_bytes :]).hexdigest() != header.tensors_sha256:
         raise _corrupted(path, "the checksum of its weights is wrong")
+    tensors = safetensors.torch.load(content)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        potential = Potential(header.config).to(_DTYPES[header.dtype])
-        potential.load_state_dict(safetensors.torch.load(content))
+        members = [Potential(header.config).to(_DTYPES[header.dtype]) for _ in range(header.n_members)]
+        for member, prefix in zip(members, _prefixes(header), strict=True):
+            member.load_state_dict({name: tensors[prefix + name] for name in member.state_dict()})
+    try:
+        potential: Potential | Committee = members[0] if header.n_members == 1 else Committee(members)
+    except ValueError as error:
+        raise PotentialFileError(f"'{path}' does not hold a committee: {error}") from error
     return potential.requires_grad_(False).eval()
 
 
@@ -166,7 +183,12 @@ def read_header(path: str | Path) -> PotentialHeader:
         return _read_header(file, path)[0]
 
 
-def _to_bytes(potential: Potential, provenance: Provenance) -> bytes:
+def _prefixes(header: PotentialHeader) -> list[str]:
+    """Return what the names of each member's weights start with, as in the ``state_dict`` of `Committee`."""
+    return [f"members.{index}." for index in range(header.n_members)] if header.n_members > 1 else [""]
+
+
+def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in potential.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -182,16 +204,19 @@ def _to_bytes(potential: Potential, provenance: Provenance) -> bytes:
     n_table = int.from_bytes(plain[:_LENGTH_BYTES], "little")
     table = json.loads(plain[_LENGTH_BYTES : _LENGTH_BYTES + n_table])
     weights = plain[_LENGTH_BYTES + n_table :]
+    n_members = len(potential.members) if isinstance(potential, Committee) else 1
     header = PotentialHeader(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if n_members > 1 else 2,
         units=UNITS,
         dtype="float64" if dtypes == {"float64"} else "float32",
         config=potential.config,
         provenance=provenance,
         tensors_sha256=hashlib.sha256(weights).hexdigest(),
+        n_members=n_members,
     )
+    exclude = {"n_members"} if n_members == 1 else None  # readers of format 2 do not know it
     try:
-        header_json = json.dumps(header.model_dump(mode="json"), allow_nan=False)
+        header_json = json.dumps(header.model_dump(mode="json", exclude=exclude), allow_nan=False)
     except ValueError as error:
         raise PotentialFileError(
             f"config and provenance must be plain data with finite numbers: {error}; the potential is not saved"
@@ -276,7 +301,7 @@ def _parse_header(header: dict[str, Any], version: int, path: Path) -> Potential
     try:
         return PotentialHeader.model_validate(header)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'header'}: {e['msg']}" for e in error.errors())
         raise PotentialFileError(
             f"the header of '{path}' does not describe a potential of format {version}: {problems}; "
             "it was not written by ase-segnn"
@@ -297,9 +322,10 @@ def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_byt
     """Compare the table of the weights with the potential that the config describes, built without memory."""
     try:
         with torch.device("meta"):
-            expected = Potential(header.config).state_dict()
+            weights = Potential(header.config).state_dict()
     except Exception as error:  # whatever a config that was not made here may break
         raise PotentialFileError(f"the config in '{path}' does not build a potential: {error}") from error
+    expected = {prefix + name: weight for prefix in _prefixes(header) for name, weight in weights.items()}
     missing, unexpected = sorted(expected.keys() - table.keys()), sorted(table.keys() - expected.keys())
     if missing or unexpected:
         raise PotentialFileError(

@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from random_potentials import CONFIGS, random_potential
 from typer.testing import CliRunner
 
-from ase_segnn import SEGNNCalculator, __version__, save_potential
+from ase_segnn import Committee, SEGNNCalculator, __version__, save_potential
 from ase_segnn.cli import app
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.compiled import CompiledPotential
@@ -61,6 +61,14 @@ def label(atoms: Atoms, noise: float = 0.0) -> Atoms:
         labels["stress"] = atoms.get_stress()
     atoms.calc = SinglePointCalculator(atoms, **labels)
     return atoms
+
+
+@pytest.fixture
+def committee(folder: Path) -> str:
+    config = CONFIGS["with ZBL"].model_copy(update={"energy_scale": 0.01, "energy_shifts": {}})
+    members = [random_potential(config, seed=seed) for seed in range(3)]
+    save_potential(Committee(members), folder / "committee.safetensors", provenance=Provenance())
+    return "committee.safetensors"
 
 
 # ---- the frame
@@ -115,6 +123,11 @@ def test_info_lists_and_describes() -> None:
     text = run("info", "pot.safetensors")
     for expected in ("H, C, O, Si, Cu", "4.5 Å", "ZBL", "seed:", "3", "some test", "1.25 meV, 7.50 meV/Å"):
         assert expected in text
+
+
+def test_info_counts_the_members_of_a_committee(committee: str) -> None:
+    assert "3 (a committee)" in run("info", committee)
+    assert "committee" not in run("info", "pot.safetensors")
 
 
 # ---- evaluate
@@ -274,6 +287,29 @@ def test_md_interrupted_keeps_what_it_has(folder: Path, monkeypatch: pytest.Monk
     assert log("water-nve.csv")["step"].tolist() == [0, 5, 10, 15, 20]
     assert len(ase.io.read("water-nve.traj", ":")) == 5
     assert (folder / "water-nve.png").exists()
+
+
+def test_md_stops_where_a_committee_disagrees(committee: str) -> None:
+    calculator = SEGNNCalculator(committee)
+
+    def deviations(trajectory: str) -> np.ndarray[Any, Any]:
+        return np.array([calculator.get_property("forces_std", frame).max() for frame in ase.io.read(trajectory, ":")])
+
+    md = ("md", committee, "water.xyz", "--ensemble", "nve", "--steps", "12", "--interval", "2")
+    run(*md, "--output", "free")
+    free = deviations("free.traj")
+    limit = (free[0] + free.max()) / 2
+    assert free[0] < limit
+    text = run(*md, "--output", "stopped", "--max-deviation", str(limit), code=2)
+    assert "the last frame of 'stopped.traj' is this structure" in text
+    stopped = deviations("stopped.traj")
+    assert stopped[-1] > limit
+    assert (stopped[:-1] <= limit).all()
+    frames = ase.io.read("stopped.traj", ":")
+    assert frames[-1].get_potential_energy() != frames[-2].get_potential_energy()
+    assert len(log("stopped.csv")["step"]) == len(frames) - 1
+    text = run("md", "pot.safetensors", "water.xyz", "--max-deviation", "1", code=2)
+    assert "max_deviation is for committees" in text
 
 
 # ---- train

@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from its own layer and from those before it.
 LAYERS = [
-    {"_e3nn", "neighbors", "pair_search", "structures"},
+    {"_e3nn", "checks", "neighbors", "pair_search", "structures"},
     {"graph"},
     {"model"},
-    {"potential_file", "potentials"},
+    {"evaluator", "potential_file", "potentials", "uncertainty"},
     {"calculator"},
-    {"evaluation", "plots"},
+    {"evaluation", "plots", "selection"},
     {"cli", "training"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from ase import Atoms
 
-from ase_segnn import SEGNNCalculator
+from ase_segnn import Committee, SEGNNCalculator
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import (
@@ -52,9 +52,21 @@ def potential() -> Potential:
 
 
 @pytest.fixture
+def committee(potential: Potential) -> Committee:
+    return Committee([potential, *(Potential(potential.config) for _ in range(2))])
+
+
+@pytest.fixture
 def path(potential: Potential, tmp_path: Path) -> Path:
     path = tmp_path / "water.safetensors"
     save_potential(potential, path, provenance=PROVENANCE)
+    return path
+
+
+@pytest.fixture
+def committee_path(committee: Committee, tmp_path: Path) -> Path:
+    path = tmp_path / "committee.safetensors"
+    save_potential(committee, path, provenance=PROVENANCE)
     return path
 
 
@@ -79,16 +91,17 @@ def rewrite(path: Path, change: dict[str, Any], *, checksum: bool = True) -> Non
     path.write_bytes(joined(start, weights))
 
 
-def same(a: Potential, b: Potential) -> bool:
+def same(a: Potential | Committee, b: Potential | Committee) -> bool:
     weights_a, weights_b = a.state_dict(), b.state_dict()
     return (
-        a.config == b.config
+        type(a) is type(b)
+        and a.config == b.config
         and weights_a.keys() == weights_b.keys()
         and all(torch.equal(w, weights_b[name]) and w.dtype == weights_b[name].dtype for name, w in weights_a.items())
     )
 
 
-def loaded_or_message(path: Path) -> tuple[Potential | None, str]:
+def loaded_or_message(path: Path) -> tuple[Potential | Committee | None, str]:
     try:
         return load_potential(path), ""
     except PotentialFileError as error:
@@ -107,6 +120,55 @@ def test_a_potential_comes_back_as_it_was(potential: Potential, tmp_path: Path, 
     assert not any(p.requires_grad for p in loaded.parameters())
     assert all(p.requires_grad for p in potential.parameters()), "the saved potential was changed"
     torch.testing.assert_close(loaded.reference_energies, potential.reference_energies, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_committee_comes_back_as_it_was(committee: Committee, tmp_path: Path, dtype: torch.dtype) -> None:
+    committee.to(dtype)
+    for name in ("one", "two"):
+        save_potential(committee, tmp_path / f"{name}.safetensors", provenance=PROVENANCE)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    loaded = load_potential(tmp_path / "one.safetensors")
+    assert same(loaded, committee)
+    assert {w.dtype for w in loaded.state_dict().values()} == {dtype}
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not any(module.training for module in loaded.modules())
+    header = read_header(tmp_path / "one.safetensors")
+    assert (header.format_version, header.n_members, header.config) == (3, 3, committee.config)
+
+
+def test_a_single_potential_is_written_as_older_versions_read_it(path: Path) -> None:
+    header = json.loads(parts(path.read_bytes())[0]["__metadata__"]["header"])
+    assert header.keys() == {"format_version", "units", "dtype", "config", "provenance", "tensors_sha256"}
+    assert header["format_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"n_members": 1},
+            "does not describe a potential of format 3: header: .*n_members is 1, formats 1 and 2 hold one",
+        ),
+        ({"n_members": 0}, "n_members: "),
+        ({"n_members": 10**12}, "n_members: "),
+        ({"format_version": 2}, "does not describe a potential of format 2: header: .*n_members is 3"),
+        ({"n_members": 2}, "do not fit its config: missing none, unexpected 'members.2.network"),
+        ({"n_members": 4}, "do not fit its config: missing 'members.3.network.* unexpected none"),
+    ],
+)
+def test_wrong_numbers_of_members_are_refused(committee_path: Path, change: dict[str, Any], message: str) -> None:
+    rewrite(committee_path, change)
+    with pytest.raises(PotentialFileError, match=message):
+        load_potential(committee_path)
+
+
+def test_a_committee_of_equal_members_is_refused(committee: Committee, tmp_path: Path) -> None:
+    path = tmp_path / "equal.safetensors"
+    committee.members[1].load_state_dict(committee.members[0].state_dict())
+    save_potential(committee, path, provenance=PROVENANCE)
+    with pytest.raises(PotentialFileError, match=r"does not hold a committee: members 0 and 1 .* the same weights"):
+        load_potential(path)
 
 
 def test_files_of_format_1_still_load() -> None:
@@ -167,8 +229,12 @@ def test_the_default_dtype_and_device_of_the_caller_do_not_matter(path: Path, po
         torch.set_default_dtype(torch.float32)
 
 
-def test_damaged_files_are_refused(path: Path, potential: Potential) -> None:
+@pytest.mark.parametrize("kind", ["potential", "committee"])
+def test_damaged_files_are_refused(
+    kind: str, path: Path, committee_path: Path, potential: Potential, committee: Committee
+) -> None:
     """Flip one bit, or cut, at many places of the header and the weights."""
+    path, saved = (path, potential) if kind == "potential" else (committee_path, committee)
     content = path.read_bytes()
     n_start = len(content) - len(parts(content)[1])
     places = random.Random(0)
@@ -185,7 +251,7 @@ def test_damaged_files_are_refused(path: Path, potential: Potential) -> None:
     for changed in damaged:
         path.write_bytes(changed)
         loaded, message = loaded_or_message(path)
-        assert loaded is None or same(loaded, potential)
+        assert loaded is None or same(loaded, saved)
         assert loaded is not None or str(path) in message
         refused += loaded is None
     assert refused > 0.95 * len(damaged)
@@ -233,7 +299,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     [
         (
             {"format_version": 7, "unheard_of": 1},
-            r"newer ase-segnn \(format 7, this one reads up to 2\); upgrade with pip install -U ase-segnn",
+            r"newer ase-segnn \(format 7, this one reads up to 3\); upgrade with pip install -U ase-segnn",
         ),
         ({"format_version": "1"}, "its format version is '1'"),
         ({"format_version": 0}, "its format version is 0"),

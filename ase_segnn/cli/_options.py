@@ -32,11 +32,20 @@ CompileOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing output files.")]
 
 
-def make_calculator(potential: str, device: str, dtype: DType, *, compile_it: bool = False) -> SEGNNCalculator:
-    """Return the calculator that the options describe."""
+def make_calculator(
+    potential: str, device: str, dtype: DType, *, compile_it: bool = False, max_deviation: float | None = None
+) -> SEGNNCalculator:
+    """Return the calculator that the options describe; it stops at `max_deviation`, in eV/Å, where there is one."""
     from ase_segnn.calculator import SEGNNCalculator
 
-    return SEGNNCalculator(potential, device=device, dtype=dtype.value, compile=True if compile_it else "auto")
+    return SEGNNCalculator(
+        potential,
+        device=device,
+        dtype=dtype.value,
+        compile=True if compile_it else "auto",
+        max_deviation=max_deviation,
+        on_deviation="warn" if max_deviation is None else "stop",
+    )
 
 
 def check_outputs(paths: Iterable[Path], *, force: bool) -> None:

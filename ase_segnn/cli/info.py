@@ -69,6 +69,7 @@ def _facts(path: Path, header: PotentialHeader) -> dict[str, object]:
     config, provenance = header.config, header.provenance
     facts: dict[str, object] = {
         "file": f"{path} ({path.stat().st_size / 1e6:.2f} MB, format {header.format_version}, {header.dtype})",
+        "members": f"{header.n_members} (a committee)" if header.n_members > 1 else 1,
         "elements": ", ".join(config.elements),
         "cutoff": f"{config.network.cutoff:g} Å",
         "network": f"{config.network.n_layers} layers, {config.network.irreps_hidden}, attributes up to "

@@ -53,6 +53,10 @@ def md(
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start from the momenta in STRUCTURE instead of random ones.")
     ] = False,
+    max_deviation: Annotated[
+        float | None,
+        typer.Option(help="eV/Å; stop where the members of a committee disagree more about the force on an atom."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of random velocities and of the Langevin noise.")] = 0,
     interval: Annotated[int, typer.Option(min=1, help="Steps between entries of trajectory and log.")] = 10,
     output: Annotated[
@@ -72,7 +76,7 @@ def md(
     atoms = read_structure(structure)
     if ensemble is Ensemble.npt and not atoms.pbc.all():
         raise ValueError(f"NPT needs a structure that is periodic along all three vectors, pbc={atoms.pbc.tolist()}")
-    atoms.calc = make_calculator(potential, device, dtype, compile_it=compile_it)
+    atoms.calc = make_calculator(potential, device, dtype, compile_it=compile_it, max_deviation=max_deviation)
     rng = np.random.default_rng(seed)
     if keep_velocities:
         if not atoms.has("momenta"):
@@ -145,6 +149,8 @@ class _Run:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        from ase_segnn.uncertainty import UncertaintyError
+
         first = _state(atoms, 0, 0.0, with_pressure)
         columns: dict[str, list[float]] = {name: [] for name in first}
         limit = max(20 * first["temperature_K"], 5000.0)
@@ -184,6 +190,12 @@ class _Run:
                 dynamics.run(self.steps)
             except KeyboardInterrupt:
                 typer.echo(f"interrupted after {dynamics.nsteps} steps", err=True)
+            except UncertaintyError as error:
+                frames.write()
+                raise UncertaintyError(
+                    f"after {dynamics.nsteps} steps {error}; the last frame of '{self.trajectory}' is this structure, "
+                    f"and '{self.log}' holds the run up to it"
+                ) from error
         return columns
 
     def nanoseconds_per_day(self, step: int) -> float:

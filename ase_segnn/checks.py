@@ -1,0 +1,71 @@
+"""What is refused of a structure before it is evaluated and of results afterwards; the errors name the atoms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from numpy.typing import NDArray
+
+
+def check_numbers(atoms: Atoms) -> None:
+    """Refuse structures without atoms, and positions and cells that are not finite.
+
+    Raises
+    ------
+    ValueError
+    """
+    if len(atoms) == 0:
+        raise ValueError("the structure has no atoms; a potential needs at least one")
+    finite = np.isfinite(atoms.positions).all(axis=1)
+    if not finite.all():
+        first = int(np.flatnonzero(~finite)[0])
+        raise ValueError(
+            f"the positions of {named(atoms, ~finite)} are not finite, the first is "
+            f"{atoms.positions[first].tolist()}; was the time step too long?"
+        )
+    if not np.isfinite(atoms.cell.array).all():
+        raise ValueError(f"the cell is not finite: {atoms.cell.array.tolist()}; was the step of the cell too long?")
+
+
+def check_stress_exists(atoms: Atoms) -> None:
+    """Refuse structures that have no volume.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+    """
+    if not atoms.pbc.all():
+        raise PropertyNotImplementedError(
+            "stress is energy per volume and needs a structure that is periodic along all three cell vectors, "
+            f"this one has pbc={atoms.pbc.tolist()}; for a slab or a wire set pbc=True and leave enough vacuum"
+        )
+
+
+def check_results(atoms: Atoms, results: dict[str, Any], potential_name: str) -> None:
+    """Refuse energies, forces and stress that are not finite; `results` are as of `ase_segnn.SEGNNCalculator`.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    per_atom = np.isfinite(results["energies"])
+    if "forces" in results:
+        per_atom &= np.isfinite(results["forces"]).all(axis=1)
+    if not per_atom.all():
+        raise RuntimeError(
+            f"{potential_name} gives no finite energy or force for {named(atoms, ~per_atom)}; are atoms too "
+            "close to each other, or was the time step too long?"
+        )
+    if not np.isfinite(results["energy"]) or not np.isfinite(results.get("stress", 0.0)).all():
+        raise RuntimeError(f"{potential_name} gives no finite energy or stress for this structure")
+
+
+def named(atoms: Atoms, which: NDArray[np.bool_]) -> str:
+    """Name the atoms that are marked in `which`, (N,), at most five: ``atoms 0 (C), 3 (H)``."""
+    indices = np.flatnonzero(which)
+    shown = ", ".join(f"{i} ({atoms.symbols[i]})" for i in indices[:5])
+    more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+    return f"atom{'s' if len(indices) > 1 else ''} {shown}{more}"
