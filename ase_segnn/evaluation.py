@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, all_changes
 from numpy.typing import NDArray
 
 from ase_segnn.calculator import SEGNNCalculator
@@ -77,15 +77,19 @@ def evaluate(
     predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
     n_labeled: dict[str, int] = {}
     given = [(frame, found) for index, frame in enumerate(frames) if (found := _labels(frame, index))]
-    for (frame, found), results in zip(given, _results(calculator, given), strict=True):
-        for name, label in found.items():
-            predicted = np.asarray(results["energy" if name == "energy_per_atom" else name], dtype=float)
-            predicted = predicted / len(frame) if name == "energy_per_atom" else predicted
-            labels[name].append(label)
-            predictions[name].append(predicted.ravel())
-            n_labeled[name] = n_labeled.get(name, 0) + 1
-        if on_frame is not None:
-            on_frame()
+    # consecutive frames with the same labels are evaluated together
+    for names, group in groupby(given, key=lambda pair: [name for name in PROPERTIES if name in pair[1]]):
+        alike = list(group)
+        all_results = predict(calculator, [frame.copy() for frame, _ in alike], names)
+        for (frame, found), results in zip(alike, all_results, strict=True):
+            for name, label in found.items():
+                predicted = np.asarray(results["energy" if name == "energy_per_atom" else name], dtype=float)
+                predicted = predicted / len(frame) if name == "energy_per_atom" else predicted
+                labels[name].append(label)
+                predictions[name].append(predicted.ravel())
+                n_labeled[name] = n_labeled.get(name, 0) + 1
+            if on_frame is not None:
+                on_frame()
     if not n_labeled:
         raise ValueError(f"none of the {len(frames)} frames has an energy, forces or a stress to compare with")
     return Evaluation(
@@ -96,18 +100,27 @@ def evaluate(
     )
 
 
-def _results(
-    calculator: Calculator, given: Sequence[tuple[Atoms, dict[str, NDArray[np.float64]]]]
+def predict(
+    calculator: Calculator, structures: Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
 ) -> Iterator[dict[str, Any]]:
-    """Evaluate frames for the labels that they have, consecutive ones with the same labels together if possible."""
-    for names, group in groupby(given, key=lambda pair: [name for name in PROPERTIES if name in pair[1]]):
-        structures = [frame.copy() for frame, _ in group]
-        if isinstance(calculator, SEGNNCalculator):
-            yield from calculator.evaluate_many(structures, names)
-            continue
-        for atoms in structures:
-            calculator.calculate(atoms, names)
-            yield calculator.results
+    """Evaluate structures, several at a time if the calculator is a `SEGNNCalculator`.
+
+    Parameters
+    ----------
+    calculator : anything that ASE takes as one
+    structures : not changed
+    properties : of ASE, such as "stress"
+
+    Yields
+    ------
+    results of each structure in the order given: property -> value, in ASE's units
+    """
+    if isinstance(calculator, SEGNNCalculator):
+        yield from calculator.evaluate_many(structures, properties)
+        return
+    for atoms in structures:
+        calculator.calculate(atoms, list(properties), all_changes)
+        yield calculator.results
 
 
 def _labels(frame: Atoms, index: int) -> dict[str, NDArray[np.float64]]:

@@ -19,13 +19,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from its own layer and from those before it.
 LAYERS = [
-    {"_e3nn", "checks", "neighbors", "pair_search", "structures"},
+    {"_e3nn", "checks", "files", "neighbors", "pair_search", "structures"},
     {"graph"},
     {"model"},
     {"evaluator", "potential_file", "potentials", "uncertainty"},
     {"calculator"},
     {"evaluation", "plots", "selection"},
     {"cli", "training"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FOLDERS = {"ase_segnn": "ase_segnn", "training": "ase_segnn.training", "potentials": "ase_segnn.potentials"}

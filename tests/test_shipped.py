@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import ase.io
@@ -47,7 +48,7 @@ def test_card_and_recipe_belong_to_the_potential(name: str) -> None:
     assert recipe.name == name
     assert Recipe.model_validate(header.provenance.recipe) == recipe  # keys that are newer have their defaults
     assert header.provenance.seed == recipe.seed
-    assert set(header.provenance.data) >= {recipe.data.train, *recipe.data.test.values()}
+    assert set(header.provenance.data) >= {*recipe.data.train, *chain(*recipe.data.test.values())}
     card = path.with_suffix(".md").read_text(encoding="utf-8")
     assert set(header.provenance.errors) == {"validation", *recipe.data.test}
     for data, errors in header.provenance.errors.items():

@@ -20,13 +20,16 @@ from labeled import labeled_clusters, labeled_crystals, recipe_for, write_frames
 
 from ase_segnn import load_potential
 from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.model.committee import Committee
 from ase_segnn.potential_file import read_header
-from ase_segnn.training import load_recipe, run, sources
+from ase_segnn.training import load_recipe, run_recipe, sources, train
 from ase_segnn.training.batches import LabeledGraph
 from ase_segnn.training.fit import CHECKPOINT
 from ase_segnn.training.frames import read_frames
 from ase_segnn.training.module import TrainingModule
-from ase_segnn.training.recipe import Recipe
+from ase_segnn.training.recipe import Recipe, make_recipe
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def short(frames_file: Path, **optimization: Any) -> Recipe:
 def test_run_learns_and_writes_its_files(tmp_path: Path, frames_file: Path) -> None:
     rng_before = torch.random.get_rng_state()
     recipe = recipe_for(frames_file, optimization={"epochs": 80})
-    result = run(recipe, tmp_path / "run")
+    result = run_recipe(recipe, tmp_path / "run")
     assert torch.equal(torch.random.get_rng_state(), rng_before)
     frames = list(read_frames(frames_file))
     shift = np.std([frame.energy / len(frame.atoms) for frame in frames])  # type: ignore[operator]
@@ -78,13 +81,13 @@ def test_run_learns_and_writes_its_files(tmp_path: Path, frames_file: Path) -> N
     assert np.abs(error).max() < 5 * result.errors["all"]["forces_RMSE_meV_per_A"] / 1000
     again = load_recipe(tmp_path / "run" / "recipe.yaml")  # repeats the run
     assert torch.equal(
-        weights_of(run(again, tmp_path / "again").potential_path)["network.readout.linear_2.weights.0"],
+        weights_of(run_recipe(again, tmp_path / "again").potential_path)["network.readout.linear_2.weights.0"],
         weights_of(result.potential_path)["network.readout.linear_2.weights.0"],
     )
 
 
 def test_the_weights_kept_are_the_averaged_ones_that_validated_best(tmp_path: Path, frames_file: Path) -> None:
-    result = run(short(frames_file, epochs=6, ema_decay=0.9, schedule="constant"), tmp_path / "run")
+    result = run_recipe(short(frames_file, epochs=6, ema_decay=0.9, schedule="constant"), tmp_path / "run")
     curve = curve_of(tmp_path / "run")
     shown = [
         (float(row["validation_energy_RMSE_meV"]), float(row["validation_forces_RMSE_meV_per_A"])) for row in curve
@@ -96,7 +99,8 @@ def test_the_weights_kept_are_the_averaged_ones_that_validated_best(tmp_path: Pa
 
 def test_runs_repeat_and_depend_on_the_seed(tmp_path: Path, frames_file: Path) -> None:
     paths = [
-        run(recipe_for(frames_file, seed=seed), tmp_path / f"run{k}").potential_path for k, seed in enumerate([0, 0, 1])
+        run_recipe(recipe_for(frames_file, seed=seed), tmp_path / f"run{k}").potential_path
+        for k, seed in enumerate([0, 0, 1])
     ]
     a, b, c = (weights_of(path) for path in paths)
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -104,7 +108,7 @@ def test_runs_repeat_and_depend_on_the_seed(tmp_path: Path, frames_file: Path) -
 
 
 def test_options_change_the_result(tmp_path: Path, frames_file: Path) -> None:
-    plain = weights_of(run(short(frames_file), tmp_path / "plain").potential_path)
+    plain = weights_of(run_recipe(short(frames_file), tmp_path / "plain").potential_path)
     changes: list[dict[str, Any]] = [
         {"optimizer": "adamw"},
         {"muon_learning_rate": 0.002},
@@ -126,7 +130,7 @@ def test_options_change_the_result(tmp_path: Path, frames_file: Path) -> None:
     ]
     seen = [plain]
     for number, change in enumerate(changes):
-        changed = weights_of(run(short(frames_file, **change), tmp_path / str(number)).potential_path)
+        changed = weights_of(run_recipe(short(frames_file, **change), tmp_path / str(number)).potential_path)
         for other in seen:
             assert any(not torch.equal(other[key], changed[key]) for key in other), change
         seen.append(changed)
@@ -137,13 +141,13 @@ def test_stresses_are_learned_unless_that_is_not_wanted(tmp_path: Path) -> None:
     results = {}
     for weight in (0.0, 1.0):
         changes = {"epochs": 30, "stress_weight": weight, "energy_weight": 0.0, "forces_weight": 0.01}
-        results[weight] = run(recipe_for(path, optimization=changes), tmp_path / str(weight))
+        results[weight] = run_recipe(recipe_for(path, optimization=changes), tmp_path / str(weight))
     errors = {weight: result.errors["all"]["stress_RMSE_meV_per_A3"] for weight, result in results.items()}
     assert errors[1.0] < 0.5 * errors[0.0]
     assert f"| {errors[1.0]:.2f} |" in results[1.0].card_path.read_text()
     assert "stress RMSE" not in results[0.0].card_path.read_text()
     assert "validation_stress_RMSE_meV_per_A3" in curve_of(tmp_path / "1.0")[0]
-    run(recipe_for(path, optimization={"epochs": 1}), tmp_path / "open")
+    run_recipe(recipe_for(path, optimization={"epochs": 1}), tmp_path / "open")
     assert load_recipe(tmp_path / "open" / "recipe.yaml").optimization.stress_weight == 0.1
 
 
@@ -155,12 +159,12 @@ def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Pa
         atoms.calc.results.pop("energies", None)
     path = write_frames(tmp_path / "frames.xyz", frames)
     with pytest.raises(ValueError, match=r"energy_weight is 10, but no training frame has energy.*data.energy_key"):
-        run(short(path), tmp_path / "run")
+        run_recipe(short(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    result = run(short(path, energy_weight=0.0), tmp_path / "run")
+    result = run_recipe(short(path, energy_weight=0.0), tmp_path / "run")
     assert set(result.errors["validation"]) == {"forces_MAE_meV_per_A", "forces_RMSE_meV_per_A"}
     with pytest.raises(ValueError, match="all 0; nothing would be learned"):
-        run(short(path, energy_weight=0.0, forces_weight=0.0), tmp_path / "nothing")
+        run_recipe(short(path, energy_weight=0.0, forces_weight=0.0), tmp_path / "nothing")
 
 
 # ---- schedules
@@ -168,7 +172,7 @@ def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Pa
 
 def test_a_run_ends_in_time_and_its_learning_rate_with_it(tmp_path: Path, frames_file: Path) -> None:
     started = time.monotonic()
-    run(short(frames_file, epochs=100000, max_time="3s"), tmp_path / "run")
+    run_recipe(short(frames_file, epochs=100000, max_time="3s"), tmp_path / "run")
     assert time.monotonic() - started < 60  # 100,000 epochs take an hour
     curve = curve_of(tmp_path / "run")
     assert 1 < len(curve) < 100000
@@ -180,7 +184,7 @@ def test_a_run_ends_in_time_and_its_learning_rate_with_it(tmp_path: Path, frames
 def test_plateau_and_early_stopping(tmp_path: Path, frames_file: Path) -> None:
     # with learning rates that change nothing, no validation after the first is better by more than rounding
     still = {"muon_learning_rate": 1e-30, "learning_rate": 1e-30, "schedule": "plateau", "patience": 2, "epochs": 50}
-    run(short(frames_file, **still, early_stopping=7), tmp_path / "run")
+    run_recipe(short(frames_file, **still, early_stopping=7), tmp_path / "run")
     rates = [float(row["learning_rate"]) for row in curve_of(tmp_path / "run")]
     assert len(rates) == 8
     assert rates[2] == pytest.approx(1e-30)
@@ -195,7 +199,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_for(frames_file)
-    whole = run(recipe, tmp_path / "whole").potential_path
+    whole = run_recipe(recipe, tmp_path / "whole").potential_path
     step = TrainingModule.training_step
 
     def fail_in_third_epoch(self: TrainingModule, batch: LabeledGraph, batch_idx: int) -> None:
@@ -206,9 +210,9 @@ def test_resumed_run_equals_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", fail_in_third_epoch)
         with pytest.raises(OSError, match="power cut"):
-            run(recipe, tmp_path / "broken")
+            run_recipe(recipe, tmp_path / "broken")
     assert not (tmp_path / "broken" / "tiny.safetensors").exists()
-    resumed = run(recipe, tmp_path / "broken", resume=True).potential_path
+    resumed = run_recipe(recipe, tmp_path / "broken", resume=True).potential_path
     a, b = weights_of(whole), weights_of(resumed)
     for name in a:
         assert torch.equal(a[name], b[name]), name
@@ -216,13 +220,13 @@ def test_resumed_run_equals_an_uninterrupted_one(
     # what is finished already is not trained again
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "training_step", lambda *_: pytest.fail("trained again"))
-        third = run(recipe, tmp_path / "broken", resume=True).potential_path
+        third = run_recipe(recipe, tmp_path / "broken", resume=True).potential_path
     assert all(torch.equal(a[name], weights_of(third)[name]) for name in a)
 
 
 def test_a_killed_process_is_resumed_with_the_same_losses(tmp_path: Path, frames_file: Path) -> None:
     recipe = short(frames_file, epochs=40)
-    whole = run(recipe, tmp_path / "whole")
+    whole = run_recipe(recipe, tmp_path / "whole")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     folder = tmp_path / "killed"
@@ -236,7 +240,7 @@ def test_a_killed_process_is_resumed_with_the_same_losses(tmp_path: Path, frames
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "tiny.safetensors").exists()
-    resumed = run(recipe, folder, resume=True)
+    resumed = run_recipe(recipe, folder, resume=True)
     assert curve_of(folder) == curve_of(tmp_path / "whole")
     a, b = weights_of(whole.potential_path), weights_of(resumed.potential_path)
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -256,10 +260,16 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save_until_the_disk_is_full)
-        with pytest.raises(OSError, match=r"what it held is kept.*No space left"):
-            run(recipe, folder)
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", CHECKPOINT, "metrics.csv", "recipe.yaml"]
-    resumed, whole = run(recipe, folder, resume=True), run(recipe, tmp_path / "whole")
+        with pytest.raises(OSError, match=r"as it was before.*No space left"):
+            run_recipe(recipe, folder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "audit.md",
+        CHECKPOINT,
+        "metrics.csv",
+        "recipe.yaml",
+    ]
+    resumed, whole = run_recipe(recipe, folder, resume=True), run_recipe(recipe, tmp_path / "whole")
     a, b = weights_of(whole.potential_path), weights_of(resumed.potential_path)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -271,18 +281,18 @@ def test_an_interrupt_ends_the_run(tmp_path: Path, frames_file: Path, monkeypatc
 
     monkeypatch.setattr(TrainingModule, "on_train_batch_start", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(short(frames_file), tmp_path / "run")
+        run_recipe(short(frames_file), tmp_path / "run")
     assert (tmp_path / "run" / CHECKPOINT).exists()
     assert not (tmp_path / "run" / "tiny.safetensors").exists()
 
 
 def test_a_frame_that_spoils_the_loss_is_named(tmp_path: Path) -> None:
     frames = labeled_clusters()
-    frames[7].info["config_weight"] = 1e307
+    frames[7].info["config_weight"] = 1e38
     path = write_frames(tmp_path / "frames.xyz", frames)
-    recipe = short(path).model_copy(update={"data": recipe_for(path, data={"validation": 1, "test": {}}).data})
+    recipe = recipe_for(path, data={"validation": 1, "test": {}}, optimization={"energy_weight": 1e6})
     with pytest.raises(FloatingPointError, match=r"not finite in epoch 1, frame frames.xyz@7;"):
-        run(recipe, tmp_path / "run")
+        run_recipe(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "tiny.safetensors").exists()
 
 
@@ -292,26 +302,26 @@ def test_a_frame_that_spoils_the_loss_is_named(tmp_path: Path) -> None:
 def test_runs_are_not_overwritten(tmp_path: Path, frames_file: Path) -> None:
     recipe = short(frames_file, epochs=1)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        run(recipe, tmp_path / "run", resume=True)
-    path = run(recipe, tmp_path / "run").potential_path
+        run_recipe(recipe, tmp_path / "run", resume=True)
+    path = run_recipe(recipe, tmp_path / "run").potential_path
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match="holds a run already"):
-        run(recipe, tmp_path / "run")
+        run_recipe(recipe, tmp_path / "run")
     assert path.read_bytes() == before
-    run(recipe_for(frames_file, optimization={"epochs": 1}, seed=5), tmp_path / "run", overwrite=True)
+    run_recipe(recipe_for(frames_file, optimization={"epochs": 1}, seed=5), tmp_path / "run", overwrite=True)
     assert path.read_bytes() != before
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, frames_file: Path) -> None:
     (tmp_path / "run").mkdir()
     with FileLock(tmp_path / "run" / ".lock"), pytest.raises(FileExistsError, match="another run is using"):
-        run(short(frames_file), tmp_path / "run")
+        run_recipe(short(frames_file), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_bad_data_leave_no_folder(tmp_path: Path, frames_file: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no data file .missing\.xyz."):
-        run(recipe_for(frames_file, data={"test": {"far": "missing.xyz"}}), tmp_path / "run")
+        run_recipe(recipe_for(frames_file, data={"test": {"far": "missing.xyz"}}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -320,9 +330,9 @@ def test_bad_data_leave_no_folder(tmp_path: Path, frames_file: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, frames_file: Path) -> None:
-    one = run(short(frames_file, batch_size=6, epochs=3), tmp_path / "one")
+    one = run_recipe(short(frames_file, batch_size=6, epochs=3), tmp_path / "one")
     recipe = short(frames_file, batch_size=3, epochs=3).model_copy(update={"processes": 2})
-    two = run(recipe, tmp_path / "two")
+    two = run_recipe(recipe, tmp_path / "two")
     for a, b in zip(curve_of(tmp_path / "one"), curve_of(tmp_path / "two"), strict=True):
         assert {key: float(value) for key, value in a.items()} == pytest.approx(
             {key: float(value) for key, value in b.items()}, rel=1e-4
@@ -332,10 +342,92 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, frames_f
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-5)
 
 
+# ---- committees and fine-tuning
+
+
+def test_a_committee_is_one_file_whose_members_differ(tmp_path: Path, frames_file: Path) -> None:
+    recipe = short(frames_file, epochs=3).model_copy(update={"committee": 3})
+    result = run_recipe(recipe, tmp_path / "run")
+    assert isinstance(result.potential, Committee)
+    alone = weights_of(run_recipe(short(frames_file, epochs=3), tmp_path / "alone").potential_path)
+    first = dict(result.potential.members[0].named_parameters())
+    assert all(torch.equal(alone[name], first[name]) for name in alone)
+    atoms = labeled_clusters(1)[0].copy()
+    atoms.calc = SEGNNCalculator(result.potential_path)
+    atoms.get_forces()
+    assert atoms.calc.results["forces_std"].min() > 0
+    (tmp_path / "run" / "member-3" / CHECKPOINT).unlink()  # as if it was killed between the second and the third
+    resumed = run_recipe(recipe, tmp_path / "run", resume=True).potential
+    for name, value in result.potential.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    drawn = run_recipe(recipe.model_copy(update={"bootstrap": True}), tmp_path / "drawn").potential
+    assert drawn.config == result.potential.config
+    name = "members.0.network.readout.linear_2.weights.0"
+    assert not torch.equal(drawn.state_dict()[name], result.potential.state_dict()[name])
+
+
+def test_fine_tuning_starts_from_the_base_and_tells_what_it_forgot(tmp_path: Path, frames_file: Path) -> None:
+    base = run_recipe(recipe_for(frames_file, optimization={"epochs": 60}), tmp_path / "base")
+    few = labeled_clusters(6, seed=9)
+    for atoms in few:
+        atoms.calc.results["energy"] += 3.0 * len(atoms)  # another zero of energy
+    changes: dict[str, Any] = {
+        "data": {"test": {}, "train": write_frames(tmp_path / "few.xyz", few).name, "validation": 2},
+        "optimization": {"epochs": 2, "muon_learning_rate": 1e-3, "learning_rate": 1e-3},
+    }
+    scratch = run_recipe(recipe_for(frames_file, **changes), tmp_path / "scratch")
+    raw = recipe_for(frames_file, **changes).model_dump() | {"base": str(base.potential_path), "frozen": ["embedding"]}
+    del raw["network"]
+    tuned = run_recipe(make_recipe(raw, "this"), tmp_path / "tuned")
+    own, from_scratch = tuned.errors["validation"], scratch.errors["validation"]
+    assert own["forces_RMSE_meV_per_A"] < 0.75 * from_scratch["forces_RMSE_meV_per_A"]
+    assert own["energy_per_atom_RMSE_meV"] < 100
+    before, after = base.errors["all"], tuned.errors["all of tiny"]
+    sentence = f"{before['forces_RMSE_meV_per_A']:.2f} meV/Å became {after['forces_RMSE_meV_per_A']:.2f}"
+    assert sentence in tuned.card_path.read_text()
+    name = "network.embedding.weights.0"
+    assert torch.equal(weights_of(tuned.potential_path)[name], weights_of(base.potential_path)[name])
+    # where the old data are not at hand, that is said
+    raw["data"]["folder"] = str(tmp_path / "elsewhere")
+    write_frames_into = tmp_path / "elsewhere"
+    write_frames_into.mkdir()
+    write_frames(write_frames_into / "few.xyz", few)
+    assert "what it forgot is unknown" in run_recipe(make_recipe(raw, "this"), tmp_path / "other").card_path.read_text()
+
+
+# ---- the audit
+
+
+def test_an_audit_is_kept_and_its_warnings_stand_in_the_card(tmp_path: Path) -> None:
+    frames = labeled_clusters()
+    frames[5] = frames[4]
+    result = run_recipe(short(write_frames(tmp_path / "frames.xyz", frames), epochs=1), tmp_path / "run")
+    for text in (result.audit_path.read_text(), result.card_path.read_text()):
+        assert "frames.xyz@5" in text
+
+
+# ---- Python
+
+
+def test_training_from_python(tmp_path: Path) -> None:
+    frames = labeled_clusters()
+    settings: dict[str, Any] = recipe_for(tmp_path / "x").model_dump(include={"network", "optimization", "compile"})
+    potential = train(frames, max_time="1m", device="cpu", **settings)
+    assert potential.elements == ("Ne", "Ar")
+    kept = train(frames, validation=frames[:2], test={"far": frames[2:4]}, output=tmp_path / "run", **settings)
+    header = read_header(tmp_path / "run" / "potential.safetensors")
+    assert set(header.provenance.errors) == {"validation", "far"}
+    assert torch.equal(load_potential(tmp_path / "run" / "potential.safetensors").one_hot, kept.one_hot)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(frames, output=tmp_path / "run", **settings)
+    with pytest.raises(ValueError, match=r"these settings:\n  sead: unknown key; did you mean 'seed'"):
+        train(frames, sead=1)
+
+
 # ---- logging
 
 
 def test_the_run_is_seen_in_tensorboard(tmp_path: Path, frames_file: Path) -> None:
     pytest.importorskip("tensorboardX")
-    run(short(frames_file, epochs=2).model_copy(update={"logger": "tensorboard"}), tmp_path / "run")
+    run_recipe(short(frames_file, epochs=2).model_copy(update={"logger": "tensorboard"}), tmp_path / "run")
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))

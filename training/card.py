@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ase_segnn.files import written_whole
+from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import Provenance
 
 from .recipe import Recipe
 
 
-def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Provenance, *, minutes: float) -> None:
+def write_card(
+    path: Path,
+    recipe: Recipe,
+    potential: Potential | Committee,
+    provenance: Provenance,
+    *,
+    minutes: float,
+    notes: Sequence[str] = (),
+) -> None:
     """Write the card as Markdown; everything that was measured or counted is filled in, the rest comes from the recipe.
 
     Parameters
     ----------
     path : of the card, replaced if it exists
     recipe, potential, provenance : of the finished run
-    minutes : duration of the last session of the run
+    minutes : duration of the fit
+    notes : sentences about the run, such as warnings of the audit
     """
     card, config = recipe.card, potential.config
     n_weights = sum(parameter.numel() for parameter in potential.parameters())
@@ -27,7 +38,7 @@ def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Pro
         "Elements": ", ".join(config.elements),
         "Cutoff": f"{potential.cutoff:g} Å",
         "Network": f"SEGNN, {config.network.n_layers} layers, {config.network.irreps_hidden}, attributes up to "
-        f"l = {config.network.l_max_attributes}, {n_weights:,} weights",
+        f"l = {config.network.l_max_attributes}, {n_weights:,} weights{_members(potential)}",
         "Level of theory": card.level_of_theory or "not stated",
         "Data": f"{card.data_source or 'not stated'} (license: {card.data_license or 'not stated'})",
         "License of the weights": card.license,
@@ -48,11 +59,16 @@ def write_card(path: Path, recipe: Recipe, potential: Potential, provenance: Pro
         _bullets(facts),
         "## Errors\n\n" + _error_table(provenance.errors, recipe),
         "## Known limits\n\n" + "\n".join(f"- {limit}" for limit in card.limits or ["not stated"]),
-        "## Training run\n\n" + _bullets(run),
+        "## Training run\n\n" + _bullets(run) + "".join(f"\n- {note}" for note in notes),
         "## Reference energies\n\n" + _bullets(reference),
         "## Data files\n\n" + _bullets(checksums),
     ]
-    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def _members(potential: Potential | Committee) -> str:
+    return f" in a committee of {len(potential.members)}" if isinstance(potential, Committee) else ""
 
 
 def _frames(recipe: Recipe) -> str:

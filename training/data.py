@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .batches import LabeledGraph
 from .frames import LABELS, Frame, LabelKeys, read_frames
 from .recipe import DataSection
-from .sources import locate_all, sha256
+from .sources import locate, locate_all, sha256
 from .store import FrameStore
 
 _MOST_BYTES_IN_MEMORY = 2 * 2**30  # of graphs; larger data are read from disk whenever they are needed
@@ -73,6 +73,11 @@ class Subset(Dataset[LabeledGraph]):
         """Energies of the frames, (n,) eV, NaN where missing."""
         return self.store.energies[self.indices]
 
+    def drawn(self, random: np.random.Generator) -> Subset:
+        """Draw as many frames at random, with repetition."""
+        drawn = random.choice(self.indices, len(self.indices))
+        return Subset(self.store, np.sort(drawn), self._group_weights)
+
     def n_labels(self) -> dict[str, int]:
         """Return the number of frames that have a label, of weight more than 0, by label."""
         present = np.array([(self[int(index)].n_labels() > 0).tolist() for index in self.indices])
@@ -122,21 +127,17 @@ class TrainingData:
         ValueError
             If a file cannot be read, a frame is not as it should be, or too few frames are left to train on.
         """
-        reference = settings.reference_energies
         names = {"train": settings.train, **{f"test {name}": files for name, files in settings.test.items()}}
         if isinstance(settings.validation, list):
             names["validation"] = settings.validation
-        if isinstance(reference, str) and reference not in ("auto", "least-squares"):
-            names["reference"] = [reference]
-        found = {use: locate_all(files, settings.folder) for use, files in names.items()}  # all, before any is read
-        checksums = {name: sha256(path) for files in found.values() for name, path in files.items()}
-        cache = settings.cache or Path(pooch.os_cache("ase-segnn")) / "graphs"
-        stores = {
-            use: FrameStore.of_files(files, checksums, settings.label_keys, cutoff, cache)
-            for use, files in found.items()
-            if use != "reference"
-        }
-        return cls.divide(stores, settings, seed, checksums, found.get("reference"))
+        for files in names.values():  # all are found before any is read
+            locate_all(files, settings.folder)
+        checksums = {name: sha256(path) for name, path in _reference_files(settings).items()}
+        stores = {}
+        for use, files in names.items():
+            stores[use], own = read_store(files, settings, cutoff)
+            checksums |= own
+        return cls.divide(stores, settings, seed, checksums)
 
     @classmethod
     def divide(
@@ -145,7 +146,6 @@ class TrainingData:
         settings: DataSection,
         seed: int,
         checksums: dict[str, str],
-        reference_files: Mapping[str, Path] | None = None,
     ) -> TrainingData:
         """Divide frames that are read already; `stores` are named "train", "validation" and "test <name>"."""
         store = stores["train"]
@@ -154,11 +154,11 @@ class TrainingData:
         n_validation = 0 if isinstance(settings.validation, list) else _number(settings.validation, len(rest))
         n_held_out = 0 if settings.held_out is None else _number(settings.held_out, len(rest))
         training, validation, held_out = split(rest, n_validation, n_held_out, seed)
-        tests = {name: _whole(stores[f"test {name}"]) for name in settings.test}
+        tests = {name: whole(stores[f"test {name}"]) for name in settings.test}
         if n_held_out:
             tests[HELD_OUT] = Subset(store, held_out)
         learned = Subset(store, training, settings.group_weights)
-        watched = _whole(stores["validation"]) if "validation" in stores else Subset(store, validation)
+        watched = whole(stores["validation"]) if "validation" in stores else Subset(store, validation)
         unknown = set(settings.group_weights) - store.groups()
         if unknown:
             raise ValueError(
@@ -175,13 +175,32 @@ class TrainingData:
             for frame in map(store.frame, isolated)
             if frame.energy is not None
         }
-        energies, origin = _reference_energies(settings, learned, elements, atoms, reference_files)
+        energies, origin = _reference_energies(settings, learned, elements, atoms)
         return cls(learned, watched, tests, energies, origin, checksums)
 
     @property
     def sets(self) -> dict[str, Subset]:
         """Validation and test frames by name."""
         return {"validation": self.validation, **self.tests}
+
+
+def read_store(names: Sequence[str], settings: DataSection, cutoff: float) -> tuple[FrameStore, dict[str, str]]:
+    """Find files and read them, with the graphs of this cutoff (Å); return the checksum of each file as well.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        See `TrainingData.read`.
+    """
+    files = locate_all(names, settings.folder)
+    checksums = {name: sha256(path) for name, path in files.items()}
+    cache = settings.cache or Path(pooch.os_cache("ase-segnn")) / "graphs"
+    return FrameStore.of_files(files, checksums, settings.label_keys, cutoff, cache), checksums
+
+
+def whole(store: FrameStore) -> Subset:
+    """All frames of a store."""
+    return Subset(store, np.arange(len(store)))
 
 
 def split(
@@ -243,12 +262,19 @@ def isolated_atom_energies(path: Path, elements: Sequence[str], keys: LabelKeys 
     return {symbol: energies[symbol] for symbol in elements}
 
 
+def _reference_files(settings: DataSection) -> dict[str, Path]:
+    """Find the file with isolated atoms, if the settings name one."""
+    reference = settings.reference_energies
+    if isinstance(reference, dict) or reference in ("auto", "least-squares"):
+        return {}
+    return {reference: locate(reference, settings.folder)}
+
+
 def _reference_energies(
     settings: DataSection,
     training: Subset,
     elements: tuple[str, ...],
     isolated: Mapping[str, float],
-    files: Mapping[str, Path] | None,
 ) -> tuple[dict[str, float], str]:
     reference = settings.reference_energies
     if isinstance(reference, dict):
@@ -256,8 +282,7 @@ def _reference_energies(
         if missing:
             raise ValueError(f"reference_energies lack {', '.join(missing)}, which the training frames have")
         return {symbol: reference[symbol] for symbol in elements}, "given"
-    if files:
-        [path] = files.values()
+    for path in _reference_files(settings).values():
         return isolated_atom_energies(path, elements, settings.label_keys), "isolated atoms"
     if reference == "auto" and isolated:
         missing = [symbol for symbol in elements if symbol not in isolated]
@@ -273,7 +298,3 @@ def _reference_energies(
 def _number(wanted: float, n_frames: int) -> int:
     """Return the number of frames that a number or a fraction stands for; at least one."""
     return wanted if isinstance(wanted, int) else max(1, round(wanted * n_frames))
-
-
-def _whole(store: FrameStore) -> Subset:
-    return Subset(store, np.arange(len(store)))

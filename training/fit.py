@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import secrets
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
+from ase_segnn.files import written_whole
 from ase_segnn.model.potential import Potential
 
 from .batches import BatchLimits
@@ -148,25 +148,11 @@ class _LastCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
         pl_module.finished = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        with _whole(self._folder / CHECKPOINT) as temporary:
+        with written_whole(self._folder / CHECKPOINT) as temporary:
             trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
-            with _whole(self._folder / CURVE) as temporary:
+            with written_whole(self._folder / CURVE) as temporary:
                 temporary.write_text(_to_csv(pl_module.history), encoding="utf-8")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, whose file takes the place of `path` afterwards."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        yield temporary
-        if temporary.exists():  # not in processes that write nothing
-            temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write '{path}', what it held is kept: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _to_csv(history: list[dict[str, float]]) -> str:

@@ -183,7 +183,7 @@ class Recipe(_Section):
     ----------
     name : of the potential; names its files
     data, network, optimization, card : see the classes
-    base : shipped potential or potential file to start from; its network takes the place of `network`
+    base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
     zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`
     committee : number of potentials that are trained one after another, with different seeds, and put into one file
@@ -202,7 +202,7 @@ class Recipe(_Section):
     network: NetworkConfig = NetworkConfig()
     base: str | None = None
     frozen: list[str] = []
-    zbl: bool = False
+    zbl: bool = True
     optimization: OptimizationSection = OptimizationSection()
     card: CardSection = CardSection()
     committee: PositiveInt = 1
@@ -218,8 +218,8 @@ class Recipe(_Section):
     def _check(self) -> Recipe:
         if self.base is None and self.frozen:
             raise ValueError("frozen names parts of a base, and there is no base")
-        if self.base is not None and (self.network != NetworkConfig() or self.zbl):
-            raise ValueError("a base brings its own network and zbl; leave them out, or the base")
+        if self.base is not None and self.network != NetworkConfig():
+            raise ValueError("a base brings its own network; leave out either of them")
         if self.bootstrap and self.committee == 1:
             raise ValueError("bootstrap is for the members of a committee; set committee to their number")
         return self
@@ -234,6 +234,17 @@ def load_recipe(path: str | Path) -> Recipe:
         If the file is no YAML mapping, or a key is unknown (the nearest known one is named), missing or has a value
         that is not allowed.
     """
+    return make_recipe(read_recipe_file(path), f"recipe '{path}'")
+
+
+def read_recipe_file(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file as plain data, not checked any further.
+
+    Raises
+    ------
+    ValueError
+        If the file is no YAML mapping.
+    """
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -242,7 +253,7 @@ def load_recipe(path: str | Path) -> Recipe:
     if not isinstance(raw, dict):
         known = ", ".join(Recipe.model_fields)
         raise ValueError(f"recipe '{path}' must be a YAML mapping with the keys {known}")  # noqa: TRY004  # of a file
-    return make_recipe(raw, f"recipe '{path}'")
+    return raw
 
 
 def make_recipe(raw: dict[str, Any], source: str) -> Recipe:

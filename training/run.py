@@ -1,4 +1,4 @@
-"""A training run from recipe to potential file: read, fit, evaluate, write."""
+"""A training run from recipe to potential file: read, audit, fit, evaluate, report, write."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ase_segnn.calculator import SEGNNCalculator
-from ase_segnn.evaluation import evaluate
+from ase_segnn.files import written_whole
+from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
-from ase_segnn.potential_file import Provenance, load_potential, save_potential
-from ase_segnn.potentials import path_of
+from ase_segnn.potential_file import Provenance, save_potential
 
+from .audit import Auditor, one_line
+from .base import Base
 from .card import write_card
 from .data import TrainingData, least_squares_energies
-from .finetuning import adapt_energies, freeze, start_from
 from .fit import CHECKPOINT, FitResult, fit
 from .frames import LABELS
 from .recipe import Recipe
+from .report import Verdict, examine, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -45,29 +47,40 @@ class TrainingResult:
 
     Parameters
     ----------
-    potential : the potential
-    potential_path, card_path : its files
+    potential : the potential, or a committee of several
+    potential_path, card_path, report_path, audit_path : its files
     errors : data set -> measure -> value, the unit is in the measure's name
+    verdicts : what the checks of the report found
     """
 
-    potential: Potential
+    potential: Potential | Committee
     potential_path: Path
     card_path: Path
+    report_path: Path
+    audit_path: Path
     errors: dict[str, dict[str, float]]
+    verdicts: list[Verdict]
 
 
-def run(recipe: Recipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False) -> TrainingResult:
+def run_recipe(
+    recipe: Recipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> TrainingResult:
     """Train a potential by a recipe.
 
-    The folder `output` receives ``<name>.safetensors``, the model card ``<name>.md``, the recipe with everything
-    settled, ``metrics.csv`` with losses and errors on validation frames, and ``last.ckpt``, from which an interrupted
-    run resumes.
+    The folder `output` receives
+
+    - ``<name>.safetensors``, the potential, ``<name>.md``, its model card, and ``report.html``, what it predicts and
+      whether to trust it;
+    - ``audit.md``, what there is in the data and what seems wrong with it;
+    - ``recipe.yaml``, the recipe with everything settled;
+    - ``metrics.csv``, losses and errors on validation frames, and ``last.ckpt``, from which an interrupted run resumes;
+      of a committee, in the folder of each member.
 
     Parameters
     ----------
     recipe : what to do
     output : folder of the run; default is the recipe's name, in the working directory
-    resume : go on from ``last.ckpt`` in `output`
+    resume : go on from the last checkpoint in `output`
     overwrite : start anew in a folder that holds a run already
 
     Raises
@@ -79,20 +92,62 @@ def run(recipe: Recipe, output: Path | None = None, *, resume: bool = False, ove
     ValueError
         If the data cannot be learned from.
     """
-    output = output or Path(recipe.name)
-    files = _Files(output, recipe.name)
+    files = RunFiles(output or Path(recipe.name), recipe.name, recipe.committee)
     files.check(resume=resume, overwrite=overwrite)
-    network, base = recipe.network, None
-    if recipe.base is not None:
-        base = load_potential(path_of(recipe.base))
-        network = base.config.network
+    base = None if recipe.base is None else Base.load(recipe.base)
+    network = recipe.network if base is None else base.potential.config.network
     data = TrainingData.read(recipe.data, network.cutoff, recipe.seed)
+    return run_on(data, recipe, files, base, resume=resume, overwrite=overwrite)
+
+
+def run_on(
+    data: TrainingData,
+    recipe: Recipe,
+    files: RunFiles,
+    base: Base | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainingResult:
+    """Do what `run_recipe` does, with data that are read already."""
     recipe = settled(recipe, data)
     with files.reserved():
         files.check(resume=resume, overwrite=overwrite)
         if overwrite and not resume:
-            files.checkpoint.unlink(missing_ok=True)
-        return _train(recipe, data, base, files, resume=resume)
+            files.forget()
+        commit = _commit()
+        findings = _audit(data, recipe, files)
+        with written_whole(files.recipe) as path:
+            path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        potential, results = _members(recipe, data, base, files, resume=resume)
+        calculator = SEGNNCalculator(potential)
+        old = {} if base is None else base.sets(recipe.data, potential.cutoff)
+        sets = {**data.sets, **old}
+        examination = examine(calculator, {name: subset.frames() for name, subset in sets.items()})
+        errors = {name: found.errors() for name, found in examination.predictions.items() if found.n_frames}
+        provenance = Provenance(
+            recipe=recipe.model_dump(mode="json"),
+            data=data.checksums,
+            commit=commit,
+            seed=recipe.seed,
+            versions={name: version(name) for name in ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")},
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            errors=errors,
+        )
+        save_potential(potential, files.potential, provenance=provenance, overwrite=True)
+        notes = findings if base is None else [*findings, *base.compared(old, errors)]
+        minutes = sum(result.seconds for result in results) / 60
+        write_card(files.card, recipe, potential, provenance, minutes=minutes, notes=notes)
+        verdicts = write_report(
+            files.report,
+            calculator,
+            examination,
+            results[0].history,
+            title=recipe.name,
+            facts={"training": f"{minutes:.0f} minutes, {len(data.training)} frames", "created": provenance.created},
+            notes=notes,
+        )
+        return TrainingResult(potential, files.potential, files.card, files.report, files.audit, errors, verdicts)
 
 
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
@@ -130,47 +185,64 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     return recipe.model_copy(update={"optimization": optimization, "compile": bool(compile_it)})
 
 
-def _train(
-    recipe: Recipe, data: TrainingData, base: Potential | None, files: _Files, *, resume: bool
-) -> TrainingResult:
-    commit = _commit()
-    files.recipe.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    potential, result = _fitted(recipe, data, base, files.folder, resume=resume)
-    calculator = SEGNNCalculator(potential)
-    errors = {
-        name: evaluate(calculator, [frame.labeled_atoms() for frame in subset.frames()]).errors()
-        for name, subset in data.sets.items()
-    }
-    provenance = Provenance(
-        recipe=recipe.model_dump(mode="json"),
-        data=data.checksums,
-        commit=commit,
-        seed=recipe.seed,
-        versions={name: version(name) for name in ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")},
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        errors=errors,
-    )
-    save_potential(potential, files.potential, provenance=provenance, overwrite=True)
-    write_card(files.card, recipe, potential, provenance, minutes=result.seconds / 60)
-    return TrainingResult(potential, files.potential, files.card, errors)
+def _audit(data: TrainingData, recipe: Recipe, files: RunFiles) -> list[str]:
+    """Audit the labels, keep the page, and return warnings in one line each.
+
+    Raises
+    ------
+    ValueError
+        If the data cannot be learned from.
+    """
+    weights = {label: getattr(recipe.optimization, f"{label}_weight") for label in LABELS}
+    auditor = Auditor(weights, data.training.store.cutoff)
+    for name, subset in {"training": data.training, **data.sets}.items():
+        for frame in subset.frames():
+            auditor.add(frame, name)
+    audit = auditor.finish(data.reference_energies, data.origin_of_references)
+    with written_whole(files.audit) as path:
+        path.write_text(audit.to_markdown(), encoding="utf-8")
+    logger.info("audit of the data, details in %s\n%s", files.audit, audit.to_text())
+    audit.check()
+    return [one_line(finding) for finding in audit.findings if finding.severity == "warning"]
 
 
-def _fitted(
-    recipe: Recipe, data: TrainingData, base: Potential | None, folder: Path, *, resume: bool
-) -> tuple[Potential, FitResult]:
-    """Build one potential and fit it."""
-    with torch.random.fork_rng():  # the caller's random numbers stay as they are
-        torch.manual_seed(recipe.seed)
-        potential = _new_potential(recipe, data) if base is None else _from_base(recipe, data, base)
+def _members(
+    recipe: Recipe, data: TrainingData, base: Base | None, files: RunFiles, *, resume: bool
+) -> tuple[Potential | Committee, list[FitResult]]:
+    """Fit one potential, or the members of a committee one after another."""
+    potentials, results = [], []
+    for number, folder in enumerate(files.members):
+        folder.mkdir(exist_ok=True)
+        seed = recipe.seed + number
+        training = data.training
+        if recipe.bootstrap:
+            training = training.drawn(np.random.default_rng([seed, len(training)]))
         logger.info(
-            "%s: %d training and %d validation frames, %d weights",
-            recipe.name,
-            len(data.training),
-            len(data.validation),
-            sum(p.numel() for p in potential.parameters() if p.requires_grad),
+            "%s: %d training and %d validation frames", _name(recipe, number), len(training), len(data.validation)
         )
-        result = fit(potential, data.training, data.validation, recipe, folder, resume=resume)
-    return potential.requires_grad_(False).eval(), result
+        optimization = recipe.optimization
+        if optimization.max_time is not None:
+            share = optimization.max_time / recipe.committee
+            optimization = optimization.model_copy(update={"max_time": share})
+        with torch.random.fork_rng():  # the caller's random numbers stay as they are
+            torch.manual_seed(seed)
+            potential = _new_potential(recipe, data) if base is None else base.start(recipe.frozen, data)
+            logger.info("%d weights to fit", sum(p.numel() for p in potential.parameters() if p.requires_grad))
+            result = fit(
+                potential,
+                training,
+                data.validation,
+                recipe.model_copy(update={"seed": seed, "optimization": optimization}),
+                folder,
+                resume=resume and (folder / CHECKPOINT).is_file(),
+            )
+        potentials.append(potential.requires_grad_(False).eval())
+        results.append(result)
+    return potentials[0] if len(potentials) == 1 else Committee(potentials), results
+
+
+def _name(recipe: Recipe, number: int) -> str:
+    return recipe.name if recipe.committee == 1 else f"member {number + 1} of {recipe.name}"
 
 
 def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
@@ -191,60 +263,67 @@ def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
     return Potential(config)
 
 
-def _from_base(recipe: Recipe, data: TrainingData, base: Potential) -> Potential:
-    """Start from another potential, with the energies of the training frames and their elements."""
-    elements = data.training.elements()
-    given = data.origin_of_references != "least squares"
-    new = {symbol: data.reference_energies[symbol] for symbol in elements if given or symbol not in base.elements}
-    potential = start_from(base, elements, new)
-    energies = data.training.energies()
-    known = np.isfinite(energies)
-    if known.any():
-        calculator = SEGNNCalculator(potential.requires_grad_(False))
-        structures = [frame.atoms for frame, labeled in zip(data.training.frames(), known, strict=True) if labeled]
-        predictions = [results["energy"] for results in calculator.evaluate_many(structures, ["energy"])]
-        counts = data.training.counts(potential.elements)[known]
-        potential = adapt_energies(
-            potential, counts, energies[known], np.array(predictions), keep_reference_energies=given
-        )
-    if recipe.frozen:
-        logger.info("%d weights of the base are frozen", freeze(potential, recipe.frozen))
-    return potential
-
-
 @dataclass(frozen=True)
-class _Files:
-    """Where things are in the folder of a run."""
+class RunFiles:
+    """Where things are in the folder of a run.
+
+    Parameters
+    ----------
+    folder : of the run
+    name : of the potential
+    n_members : of the committee, 1 for a single potential
+    """
 
     folder: Path
     name: str
+    n_members: int = 1
 
     @property
     def potential(self) -> Path:
+        """The potential file."""
         return self.folder / f"{self.name}.safetensors"
 
     @property
     def card(self) -> Path:
+        """The model card."""
         return self.folder / f"{self.name}.md"
 
     @property
     def recipe(self) -> Path:
+        """The settled recipe."""
         return self.folder / "recipe.yaml"
 
     @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
+    def audit(self) -> Path:
+        """The audit of the data."""
+        return self.folder / "audit.md"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+    @property
+    def members(self) -> list[Path]:
+        """Folders with checkpoint and learning curve of each fit."""
+        if self.n_members == 1:
+            return [self.folder]
+        return [self.folder / f"member-{number + 1}" for number in range(self.n_members)]
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that nothing is lost in the folder that should be kept, and that there is what is resumed."""
-        if resume and not self.checkpoint.is_file():
-            raise FileNotFoundError(
-                f"no checkpoint '{self.checkpoint}' to resume from; leave out the option to start a run"
-            )
-        if not (resume or overwrite) and any(path.exists() for path in (self.checkpoint, self.potential, self.card)):
+        checkpoint = self.members[0] / CHECKPOINT
+        if resume and not checkpoint.is_file():
+            raise FileNotFoundError(f"no checkpoint '{checkpoint}' to resume from; leave out the option to start a run")
+        if not (resume or overwrite) and any(path.exists() for path in (checkpoint, self.potential, self.card)):
             raise FileExistsError(
                 f"'{self.folder}' holds a run already; resume it, overwrite it, or choose another folder"
             )
+
+    def forget(self) -> None:
+        """Remove the checkpoints of a run before, of which nothing is to be resumed any more."""
+        for folder in self.members:
+            (folder / CHECKPOINT).unlink(missing_ok=True)
 
     @contextmanager
     def reserved(self) -> Iterator[None]:

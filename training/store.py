@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ase.data import chemical_symbols
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
+from ase_segnn.files import written_whole
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.neighbors import neighbor_list
 
@@ -69,19 +69,12 @@ class FrameStore:
         The file appears at `path` once it is whole.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with h5py.File(temporary, "w") as file:
-                file.attrs["cutoff"] = cutoff
-                writer = _Writer(file)
-                for frame in frames:
-                    writer.add(frame, cutoff)
-                writer.flush()
-            temporary.replace(path)
-        except OSError as error:
-            raise OSError(f"cannot write graphs of the data to '{path}': {error}; is the disk full?") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
+            file.attrs["cutoff"] = cutoff
+            writer = _Writer(file)
+            for frame in frames:
+                writer.add(frame, cutoff)
+            writer.flush()
         return cls(path)
 
     @classmethod

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,16 +59,6 @@ def check_outputs(paths: Iterable[Path], *, force: bool) -> None:
             raise FileNotFoundError(f"there is no folder '{path.parent}' for '{path.name}'; create it first")
         if path.exists() and not force:
             raise FileExistsError(f"'{path}' exists already; choose another output, or replace it with --force")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file beside `path` and move it there once it is complete."""
-    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def name_of(source: str) -> str:

@@ -17,8 +17,8 @@ from ase_segnn.cli._options import (
     PotentialArgument,
     check_outputs,
     make_calculator,
-    write_whole,
 )
+from ase_segnn.files import written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +65,8 @@ def evaluate(
         Console().print(_table(source, evaluation))
     by_name = {Path(source).name: evaluation for source, evaluation in evaluations.items()}
     figure = parity_plot(by_name, f"{potential} against labels")
-    write_whole(plot, lambda path: save_figure(figure, path))
+    with written_whole(plot) as path:
+        save_figure(figure, path)
     typer.echo(f"parity plot: {plot}")
 
 

@@ -23,8 +23,8 @@ from ase_segnn.cli._options import (
     check_outputs,
     make_calculator,
     name_of,
-    write_whole,
 )
+from ase_segnn.files import written_whole
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -225,7 +225,8 @@ def _finish(run: _Run, columns: dict[str, list[float]], title: str, n_atoms: int
     from ase_segnn.plots import dynamics_plot, save_figure
 
     figure = dynamics_plot(columns, title)
-    write_whole(run.plot, lambda path: save_figure(figure, path))
+    with written_whole(run.plot) as path:
+        save_figure(figure, path)
     steps = int(columns["step"][-1])
     typer.echo(
         f"{steps} steps of {run.timestep:g} fs in {run.seconds:.1f} s, {run.nanoseconds_per_day(steps):.2f} ns/day; "

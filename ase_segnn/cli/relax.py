@@ -19,8 +19,8 @@ from ase_segnn.cli._options import (
     check_outputs,
     make_calculator,
     name_of,
-    write_whole,
 )
+from ase_segnn.files import written_whole
 
 
 class Optimizer(str, Enum):
@@ -68,7 +68,8 @@ def relax(
             run.attach(frames.write)
             converged = run.run(fmax=fmax, steps=steps)
     if output != trajectory:
-        write_whole(output, lambda path: ase.io.write(path, atoms))
+        with written_whole(output) as path:
+            ase.io.write(path, atoms)
     outcome = "converged" if converged else "NOT converged"
     typer.echo(f"{outcome} after {run.nsteps} steps; energy {before:.6f} -> {atoms.get_potential_energy():.6f} eV")
     typer.echo(f"structure: {output}\ntrajectory: {trajectory}")

@@ -17,8 +17,8 @@ from ase_segnn.cli._options import (
     ForceOption,
     check_outputs,
     make_calculator,
-    write_whole,
 )
+from ase_segnn.files import written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +54,8 @@ def select(
         task = progress.add_task(trajectory, total=len(frames))
         advance = partial(progress.advance, task)
         selection = select_frames(calculator, frames, number, max_deviation=max_deviation, on_frame=advance)
-    write_whole(output, lambda path: ase.io.write(path, selection.frames, format="extxyz"))
+    with written_whole(output) as path:
+        ase.io.write(path, selection.frames, format="extxyz")
     Console().print(_table(trajectory, selection))
     typer.echo(f"selected frames: {output}")
 

@@ -1,12 +1,13 @@
-"""``ase-segnn train``: a potential from a recipe."""
+"""``ase-segnn train``: a potential from a recipe, or from labeled frames alone."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 
 from ase_segnn.cli._app import app
 from ase_segnn.cli._options import ForceOption
@@ -14,25 +15,90 @@ from ase_segnn.cli._options import ForceOption
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file that describes data, network and optimization.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="YAML file that describes data, network and optimization; or use --data.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="File of labeled frames to learn from; may be given several times.")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="File of labeled frames to test on; without it a tenth of --data.")
+    ] = None,
+    time: Annotated[str | None, typer.Option(help="How long to fit, such as 10m or 2h30m.")] = None,
+    base: Annotated[str | None, typer.Option(help="Potential to fine-tune, instead of random weights.")] = None,
+    committee: Annotated[int | None, typer.Option(help="Number of potentials to train, for uncertainties.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of a recipe, such as optimization.epochs=500."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default is the recipe's name.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Train a potential: potential file, model card, learning curve and checkpoint in one folder."""
+    """Train a potential: potential file, model card, report, audit of the data and checkpoint in one folder."""
     try:
-        from ase_segnn.training import load_recipe, run
+        from ase_segnn.training import read_recipe_file, run_recipe
+        from ase_segnn.training.recipe import make_recipe
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("ase_segnn"):
             raise
         raise ImportError(
             f'training needs the extra packages of: pip install "ase-segnn[train]" (missing: {error.name})'
         ) from error
-    if not recipe.is_file():
+    if (recipe is None) == (not data):
+        raise ValueError("give either a recipe or frames with --data; 'ase-segnn train --help' shows both")
+    if recipe is not None and not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
+    raw = _raw_recipe(data or [], test or []) if recipe is None else read_recipe_file(recipe)
+    for key, value in (
+        ("optimization.max_time", time),
+        ("base", base),
+        ("committee", committee),
+        *(_key_and_value(change) for change in changes or []),
+    ):
+        if value is not None:
+            _set(raw, key, value)
+    settings = make_recipe(raw, "these options" if recipe is None else f"recipe '{recipe}'")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    result = run(load_recipe(recipe), output, resume=resume, overwrite=force)
-    for data, errors in result.errors.items():
-        energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
-        typer.echo(f"{data}: RMSE {energy:.2f} meV, {forces:.2f} meV/Å")
-    typer.echo(f"potential: {result.potential_path}\nmodel card: {result.card_path}")
+    result = run_recipe(settings, output, resume=resume, overwrite=force)
+    for verdict in result.verdicts:
+        if verdict.outcome == "failed":
+            typer.echo(f"{verdict.name} failed: {verdict.statement}")
+    for name, errors in result.errors.items():
+        typer.echo(f"{name}: RMSE {', '.join(_shown(errors))}")
+    typer.echo(f"potential: {result.potential_path}\nmodel card: {result.card_path}\nreport: {result.report_path}")
+
+
+_SHOWN = {
+    "energy_per_atom_RMSE_meV": "meV per atom",
+    "energy_RMSE_meV": "meV",
+    "forces_RMSE_meV_per_A": "meV/Å",
+    "stress_RMSE_meV_per_A3": "meV/Å³",
+}
+
+
+def _shown(errors: dict[str, float]) -> list[str]:
+    return [f"{errors[name]:.2f} {unit}" for name, unit in _SHOWN.items() if name in errors]
+
+
+def _raw_recipe(data: list[str], test: list[str]) -> dict[str, Any]:
+    """Return the recipe that frames alone stand for."""
+    section: dict[str, Any] = {"train": data}
+    section |= {"test": {Path(name).stem: name for name in test}} if test else {"held_out": 0.1}
+    return {"name": Path(data[0]).stem.strip("*?") or "potential", "data": section}
+
+
+def _key_and_value(change: str) -> tuple[str, Any]:
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes KEY=VALUE, such as optimization.epochs=500, got '{change}'")
+    return key, yaml.safe_load(value)
+
+
+def _set(raw: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ValueError(f"'{key}' is no key of a recipe: '{section}' has no keys in it")  # noqa: TRY004  # of users
+    raw[last] = value

@@ -1,0 +1,25 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep graphs of frames out of the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report of training runs, which takes longer than the tiny runs themselves."""
+
+    def write_nothing(path: Path, *_: Any, **__: Any) -> list[Any]:
+        path.write_text("no report")
+        return []
+
+    monkeypatch.setattr("ase_segnn.training.run.write_report", write_nothing)

@@ -1,0 +1,94 @@
+"""Training from Python: frames in memory or in files in, a potential out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ase import Atoms
+
+from ase_segnn.model.committee import Committee
+from ase_segnn.model.potential import Potential
+
+from .base import Base
+from .data import TrainingData
+from .frames import Frame
+from .recipe import make_recipe
+from .run import RunFiles, run_on
+from .store import FrameStore
+
+_IN_MEMORY = "frames in memory"
+
+
+def train(
+    frames: Sequence[Atoms],
+    *,
+    name: str = "potential",
+    validation: Sequence[Atoms] | None = None,
+    test: dict[str, Sequence[Atoms]] | None = None,
+    max_time: str | float | None = None,
+    output: Path | str | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Potential | Committee:
+    """Train a potential on labeled frames.
+
+    Parameters
+    ----------
+    frames : with labels as results of a calculator or under their names in ``info`` and ``arrays``, as in files
+    name : of the potential and its files
+    validation : frames to watch the errors of the run with; by default a tenth of `frames`, drawn at random
+    test : name -> frames to evaluate at the end
+    max_time : such as "10m", or seconds; by default the run has a fixed number of epochs
+    output : folder that keeps potential, card, report and checkpoint; None keeps nothing but what is returned
+    overwrite : start anew in a folder that holds a run already
+    settings : any other key of a recipe, such as ``network={"cutoff": 4.5}``; see `ase_segnn.training.recipe`
+
+    Returns
+    -------
+    the potential, on the CPU, in evaluation mode; a committee if `settings` ask for one
+
+    Raises
+    ------
+    FileExistsError
+        If `output` holds a run and `overwrite` is not set.
+    ValueError
+        If the data cannot be learned from, or a setting is unknown or not allowed.
+
+    Examples
+    --------
+    .. code-block:: python
+
+        potential = train(frames, max_time="10m", optimization={"stress_weight": 1.0})
+        atoms.calc = SEGNNCalculator(potential)
+    """
+    sets = {"train": frames, **{f"test {key}": given for key, given in (test or {}).items()}}
+    data: dict[str, Any] = {**settings.pop("data", {}), "train": _IN_MEMORY}
+    data["test"] = dict.fromkeys(test or {}, _IN_MEMORY)
+    if validation is not None:
+        sets["validation"] = validation
+        data["validation"] = [_IN_MEMORY]
+    raw = {**settings, "name": name, "data": data}
+    if max_time is not None:
+        raw["optimization"] = {**raw.get("optimization", {}), "max_time": max_time}
+    recipe = make_recipe(raw, "these settings")
+    with TemporaryDirectory() as temporary:
+        files = RunFiles(Path(temporary) / "run" if output is None else Path(output), name, recipe.committee)
+        files.check(resume=False, overwrite=overwrite)
+        base = None if recipe.base is None else Base.load(recipe.base)
+        network = recipe.network if base is None else base.potential.config.network
+        stores = {
+            use: FrameStore.build(
+                Path(temporary) / f"{number}.h5",
+                (
+                    Frame.from_atoms(atoms, f"{use}@{index}", recipe.data.label_keys)
+                    for index, atoms in enumerate(given)
+                ),
+                network.cutoff,
+            )
+            for number, (use, given) in enumerate(sets.items())
+        }
+        read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={})
+        return run_on(read, recipe, files, base, overwrite=overwrite).potential

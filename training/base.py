@@ -1,0 +1,111 @@
+"""The potential that fine-tuning starts from, and what becomes of it on the data that it was made for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.model.committee import Committee
+from ase_segnn.model.potential import Potential
+from ase_segnn.potential_file import PotentialHeader, load_potential, read_header
+from ase_segnn.potentials import path_of
+
+from .data import Subset, TrainingData, read_store, whole
+from .finetuning import adapt_energies, freeze, start_from
+from .recipe import DataSection
+from .report import examine
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = {"energy_RMSE_meV": "meV", "forces_RMSE_meV_per_A": "meV/Å", "stress_RMSE_meV_per_A3": "meV/Å³"}
+
+
+@dataclass(frozen=True)
+class Base:
+    """A potential to start from.
+
+    Parameters
+    ----------
+    name : as the recipe gives it
+    potential, header : of its file
+    """
+
+    name: str
+    potential: Potential
+    header: PotentialHeader
+
+    @classmethod
+    def load(cls, name: str) -> Base:
+        """Load a shipped potential or a potential file.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it is a committee.
+        """
+        path = path_of(name)
+        potential = load_potential(path)
+        if isinstance(potential, Committee):
+            raise ValueError(f"base '{name}' is a committee of {len(potential.members)}; start from one potential")  # noqa: TRY004
+        return cls(name, potential, read_header(path))
+
+    def start(self, frozen: Sequence[str], data: TrainingData) -> Potential:
+        """Return a copy to be trained, with the elements of the training frames and energies corrected for them."""
+        elements = data.training.elements()
+        given = data.origin_of_references != "least squares"
+        energies = {s: data.reference_energies[s] for s in elements if given or s not in self.potential.elements}
+        potential = start_from(self.potential, elements, energies)
+        labels = data.training.energies()
+        labeled = np.isfinite(labels)
+        if labeled.any():
+            calculator = SEGNNCalculator(potential.requires_grad_(False))
+            structures = [frame.atoms for frame, use in zip(data.training.frames(), labeled, strict=True) if use]
+            predictions = [results["energy"] for results in calculator.evaluate_many(structures, ["energy"])]
+            counts = data.training.counts(potential.elements)[labeled]
+            potential = adapt_energies(
+                potential, counts, labels[labeled], np.array(predictions), keep_reference_energies=given
+            )
+        potential.requires_grad_(True)
+        if frozen:
+            logger.info("%d weights of the base are frozen", freeze(potential, frozen))
+        return potential
+
+    def sets(self, settings: DataSection, cutoff: float) -> dict[str, Subset]:
+        """Find the test frames of the base, or without any its training frames, as far as they are at hand."""
+        data: dict[str, Any] = self.header.provenance.recipe.get("data", {})
+        named: dict[str, Any] = dict(data.get("test", {}))
+        if not named and "train" in data:
+            named = {"training frames": data["train"]}
+        found = {}
+        for name, files in named.items():
+            keys = {f"{label}_key": data.get(f"{label}_key") for label in ("energy", "forces", "stress")}
+            recorded = settings.model_copy(update=keys)
+            try:
+                store, _ = read_store([files] if isinstance(files, str) else files, recorded, cutoff)
+            except FileNotFoundError as error:
+                logger.warning("%s of the base '%s' cannot be evaluated: %s", name, self.name, error)
+                continue
+            found[f"{name} of {Path(self.name).stem}"] = whole(store)
+        return found
+
+    def compared(self, sets: Mapping[str, Subset], errors: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Say in a sentence for each of these sets what fine-tuning did to the errors there."""
+        if not sets:
+            return [f"The data that the base '{self.name}' was made for are not at hand; what it forgot is unknown."]
+        examination = examine(SEGNNCalculator(self.potential), {name: s.frames() for name, s in sets.items()})
+        sentences = []
+        for name, predictions in examination.predictions.items():
+            before, after = predictions.errors(), errors[name]
+            parts = [
+                f"{before[measure]:.2f} {unit} became {after[measure]:.2f}"
+                for measure, unit in _SHOWN.items()
+                if measure in before
+            ]
+            sentences.append(f"On {name}, RMSE of the base and after fine-tuning: {', '.join(parts)}.")
+        return sentences
