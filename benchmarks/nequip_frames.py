@@ -8,23 +8,21 @@ from pathlib import Path
 import ase.io
 
 from ase_segnn.training import load_recipe
-from ase_segnn.training.data import read_frames, split
-from ase_segnn.training.sources import locate
+from ase_segnn.training.data import TrainingData
 
 RECIPE = Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml"
 
 
 def main() -> None:
-    """Write four files into the folder given."""
+    """Write training, validation and test frames into the folder given."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(RECIPE)
-    frames = read_frames(locate(recipe.data.train))
-    training, validation = split(frames, recipe.data.validation, recipe.seed)
-    ase.io.write(folder / "train.xyz", training)
-    ase.io.write(folder / "validation.xyz", validation)
-    for file in recipe.data.test.values():
-        ase.io.write(folder / Path(file).name, read_frames(locate(file)))
+    data = TrainingData.read(recipe.data, recipe.network.cutoff, recipe.seed)
+    names = {name: Path(file).stem for name, [file] in recipe.data.test.items()}
+    for name, subset in {"train": data.training, **data.sets}.items():
+        frames = [frame.labeled_atoms() for frame in subset.frames()]
+        ase.io.write(folder / f"{names.get(name, name)}.xyz", frames)
 
 
 if __name__ == "__main__":

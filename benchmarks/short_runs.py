@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from ase_segnn.training import Recipe, load_recipe, train
+from ase_segnn.training import Recipe, load_recipe, run_recipe
 
 ACAC = Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml"
 
@@ -49,7 +49,7 @@ def main() -> None:
                     "epochs": arguments.epochs,
                 }
                 recipe = recipe_for(base, irreps, int(layers), others, optimization)
-                errors = train(recipe, Path(folder)).errors["validation"]
+                errors = run_recipe(recipe, Path(folder)).errors["validation"]
             minutes = (time.perf_counter() - started) / 60
             energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
             row = [
