@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,12 @@ def test_the_weights_kept_are_the_averaged_ones_that_validated_best(tmp_path: Pa
     assert any(kept == pytest.approx(errors, rel=1e-3) for errors in shown)
 
 
+def test_the_last_epoch_is_validated(tmp_path: Path, frames_file: Path) -> None:
+    run_recipe(short(frames_file, epochs=5).model_copy(update={"validate_every": 3}), tmp_path / "run")
+    validated = [bool(row["validation_forces_RMSE_meV_per_A"]) for row in curve_of(tmp_path / "run")]
+    assert validated == [False, False, True, False, True]
+
+
 def test_runs_repeat_and_depend_on_the_seed(tmp_path: Path, frames_file: Path) -> None:
     paths = [
         run_recipe(recipe_for(frames_file, seed=seed), tmp_path / f"run{k}").potential_path
@@ -172,7 +179,8 @@ def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Pa
 
 def test_a_run_ends_in_time_and_its_learning_rate_with_it(tmp_path: Path, frames_file: Path) -> None:
     started = time.monotonic()
-    run_recipe(short(frames_file, epochs=100000, max_time="3s"), tmp_path / "run")
+    recipe = short(frames_file, epochs=100000, max_time="3s").model_copy(update={"validate_every": 1000})
+    run_recipe(recipe, tmp_path / "run")
     assert time.monotonic() - started < 60  # 100,000 epochs take an hour
     curve = curve_of(tmp_path / "run")
     assert 1 < len(curve) < 100000
@@ -425,6 +433,25 @@ def test_training_from_python(tmp_path: Path) -> None:
 
 
 # ---- logging
+
+
+def test_the_progress_bar_tells_errors_speed_and_time_left(
+    tmp_path: Path, frames_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    run_recipe(short(frames_file, epochs=3), tmp_path / "run")
+    shown = capsys.readouterr().err
+    assert re.search(r"epoch 3, loss [\d.e-]+, validation [\d.]+ meV, [\d.]+ meV/Å, \d+ frames/s, 0:00:0\d left", shown)
+
+
+def test_a_logger_that_is_not_installed_is_named(
+    tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ase_segnn.training.run.find_spec", lambda _: None, raising=True)
+    with pytest.raises(ImportError, match="logger: wandb needs the package: pip install wandb"):
+        run_recipe(short(frames_file).model_copy(update={"logger": "wandb"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_run_is_seen_in_tensorboard(tmp_path: Path, frames_file: Path) -> None:

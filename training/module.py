@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 UNITS = {"energy": ("meV", "meV"), "forces": ("meV/Å", "meV_per_A"), "stress": ("meV/Å³", "meV_per_A3")}
 _VALIDATION_FRAMES = 25  # evaluated at a time, at most
-_COUNTERS = ("_n_steps", "_waited", "_waited_for_plateau", "_plateau_factor")
+_COUNTERS = ("_seconds_to_first_step", "_n_steps", "_waited", "_waited_for_plateau", "_plateau_factor")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class TrainingModule(pl.LightningModule):
         self._started = time.monotonic()
         self._n_steps = self._waited = self._waited_for_plateau = 0
         self._plateau_factor = 1.0
+        self._seconds_to_first_step = 0.0  # of which most goes into compiling
         self._losses: list[Tensor] = []  # of the steps of this epoch
         self._sums = torch.zeros(3, len(LABELS), dtype=torch.float64)  # penalties, squared errors, numbers of values
         self._averaged: dict[str, Tensor] = {}
@@ -107,6 +108,11 @@ class TrainingModule(pl.LightningModule):
         """Start the clock."""
         self._started = time.monotonic()
         self.progress_at_start = self._progress(0)
+
+    def on_train_epoch_start(self) -> None:
+        """See to it that the last epoch is validated."""
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self.trainer.check_val_every_n_epoch = 1
 
     def train_dataloader(self) -> DataLoader[LabeledGraph]:
         """Batches of this process in an order that depends on seed and epoch alone; made anew for each epoch."""
@@ -161,8 +167,11 @@ class TrainingModule(pl.LightningModule):
         self._losses.append(self._sum_over_processes(loss))
         self.last_loss = float(self._losses[-1])
         self.log("loss", self.last_loss, batch_size=1)
-        if progress == 1.0:
+        if progress == 1.0:  # out of time
             self.trainer.should_stop = True
+            self.trainer.check_val_every_n_epoch = 1
+        if self._seconds_to_first_step == 0.0:
+            self._seconds_to_first_step = self.seconds
 
     def on_validation_epoch_start(self) -> None:
         """Forget the errors of the validation before, and keep the averaged weights, which are in place now only."""
@@ -246,13 +255,14 @@ class TrainingModule(pl.LightningModule):
         return float(start if end is None else start * (end / start) ** progress)
 
     def _progress(self, batch_idx: int) -> float:
-        """Share of the run that is over, by epochs or by time, whichever is more."""
+        """Share of the run after its first step that is over, by epochs or by time, whichever is more."""
         settings = self.settings
         done = (
             self.current_epoch + batch_idx / max(1, self.trainer.num_training_batches)
         ) / settings.optimization.epochs
         if settings.max_seconds is not None:
-            done = max(done, self._on_all_processes(self.seconds / settings.max_seconds))
+            began = min(self._seconds_to_first_step or self.seconds, settings.max_seconds - 1e-3)
+            done = max(done, self._on_all_processes((self.seconds - began) / (settings.max_seconds - began)))
         return min(1.0, done)
 
     def _learning_rate_factor(self, progress: float) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from .module import UNITS, TrainingModule
@@ -15,7 +16,7 @@ class ProgressBar(Callback):
     """One line for the whole run: epoch, loss, errors on validation frames, frames per second and time left."""
 
     def __init__(self) -> None:
-        self._bar = Progress(BarColumn(30), TextColumn("{task.description}"))
+        self._bar = Progress(BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True))
         self._task: TaskID | None = None
         self._n_frames = 0
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH_EDGES = 1000  # of a step; small steps learn most from small data
 _STRESS_WEIGHT = 0.1
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 # Compiling takes minutes and halves the time of a step, so it pays in runs that are longer than this.
 _FEWEST_STEPS_TO_COMPILE, _SHORTEST_TO_COMPILE = 5000, 1500.0  # seconds
 
@@ -157,7 +159,11 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     ------
     ValueError
         If a label with a weight is in no training frame, or none has a weight.
+    ImportError
+        If the package of the logger is not installed.
     """
+    if recipe.logger is not None and not any(find_spec(name) for name in _PACKAGES[recipe.logger]):
+        raise ImportError(f"logger: {recipe.logger} needs the package: pip install {_PACKAGES[recipe.logger][0]}")
     training, optimization = data.training, recipe.optimization
     changes: dict[str, Any] = {}
     n_labels = training.n_labels()
