@@ -15,8 +15,10 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 
 @pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the report of training runs, which takes longer than the tiny runs themselves."""
+def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report of training runs, which takes longer than the tiny runs themselves, but in slow tests."""
+    if request.node.get_closest_marker("slow") is not None:
+        return
 
     def write_nothing(path: Path, *_: Any, **__: Any) -> list[Any]:
         path.write_text("no report")

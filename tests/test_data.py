@@ -185,6 +185,21 @@ def test_statistics_of_a_subset(tmp_path: Path) -> None:
     assert subset.average_neighbors() == pytest.approx(edges / 11)
 
 
+def test_labels_without_weight_do_not_count(tmp_path: Path) -> None:
+    frames = labeled_clusters(4)
+    for atoms in frames[:2]:
+        atoms.info["config_weight"] = 0.0
+        atoms.calc.results["forces"] = atoms.calc.results["forces"] + 1e3
+    spoiled, clean = (
+        Subset(store_of(frames, tmp_path), np.arange(4)),
+        Subset(store_of(frames, tmp_path), np.arange(2, 4)),
+    )
+    assert spoiled.forces_rms() == pytest.approx(clean.forces_rms())
+    assert spoiled.energies()[2:].tolist() == clean.energies().tolist()
+    assert np.isnan(spoiled.energies()[:2]).all()
+    assert spoiled.n_labels() == {"energy": 2, "forces": 2, "stress": 0}
+
+
 def test_least_squares_energies() -> None:
     counts = np.array([[1.0, 2.0], [2.0, 2.0], [3.0, 1.0]])
     exact = counts @ [-3.0, -5.0]

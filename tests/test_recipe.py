@@ -42,6 +42,8 @@ def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
         ),
         ("name: x\ndata: {train: a.xyz}\nfrozen: [embedding]", "there is no base"),
         ("name: x\ndata: {train: a.xyz}\nbase: b\nnetwork: {cutoff: 3}", "a base brings its own network"),
+        ("name: x\ndata: {train: a.xyz}\nbase: b\ncommittee: 2", "set bootstrap: true"),
+        ("name: x\ndata: {train: a.xyz, test: {validation: b.xyz}}", "a test cannot be called 'validation'"),
         ("name: x\ndata: {train: a.xyz}\nbootstrap: true", "bootstrap is for the members of a committee"),
         ("- 1", "must be a YAML mapping"),
         ("a: [", "is not YAML"),

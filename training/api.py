@@ -90,5 +90,6 @@ def train(
             )
             for number, (use, given) in enumerate(sets.items())
         }
-        read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={})
+        known = () if base is None else base.potential.elements
+        read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={}, known_elements=known)
         return run_on(read, recipe, files, base, overwrite=overwrite).potential

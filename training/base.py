@@ -18,6 +18,7 @@ from ase_segnn.potentials import path_of
 
 from .data import Subset, TrainingData, read_store, whole
 from .finetuning import adapt_energies, freeze, start_from
+from .frames import LABELS
 from .recipe import DataSection
 from .report import examine
 
@@ -76,22 +77,30 @@ class Base:
             logger.info("%d weights of the base are frozen", freeze(potential, frozen))
         return potential
 
-    def sets(self, settings: DataSection, cutoff: float) -> dict[str, Subset]:
+    def sets(self, settings: DataSection, new_elements: Sequence[str]) -> dict[str, Subset]:
         """Find the test frames of the base, or without any its training frames, as far as they are at hand."""
-        data: dict[str, Any] = self.header.provenance.recipe.get("data", {})
+        provenance = self.header.provenance
+        data: dict[str, Any] = provenance.recipe.get("data", {})
         named: dict[str, Any] = dict(data.get("test", {}))
         if not named and "train" in data:
             named = {"training frames": data["train"]}
+        keys = {f"{label}_key": data.get(f"{label}_key") for label in LABELS}
         found = {}
         for name, files in named.items():
-            keys = {f"{label}_key": data.get(f"{label}_key") for label in ("energy", "forces", "stress")}
-            recorded = settings.model_copy(update=keys)
             try:
-                store, _ = read_store([files] if isinstance(files, str) else files, recorded, cutoff)
+                store, checksums = read_store(
+                    [files] if isinstance(files, str) else files,
+                    settings.model_copy(update=keys),
+                    self.potential.cutoff,
+                )
             except FileNotFoundError as error:
                 logger.warning("%s of the base '%s' cannot be evaluated: %s", name, self.name, error)
                 continue
-            found[f"{name} of {Path(self.name).stem}"] = whole(store)
+            subset = whole(store)
+            if any(provenance.data.get(file) != checksum for file, checksum in checksums.items()):
+                logger.warning("%s of the base '%s' cannot be evaluated: the files are others now", name, self.name)
+            elif set(subset.elements()) <= {*self.potential.elements, *new_elements}:
+                found[f"{name} of {Path(self.name).stem}"] = subset
         return found
 
     def compared(self, sets: Mapping[str, Subset], errors: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -45,7 +45,7 @@ def write_card(
         "Trained on": _frames(recipe),
     }
     run = {
-        "Command": f"`ase-segnn train {recipe.name}.yaml`",
+        "Command": f"`ase-segnn train {recipe.name}.yaml`, with what is kept as `recipe.yaml` in the folder of a run",
         "Seed": provenance.seed,
         "Commit": provenance.commit or "unknown",
         "Finished": provenance.created,

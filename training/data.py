@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch
@@ -56,6 +57,10 @@ class Subset(Dataset[LabeledGraph]):
             self._kept[index] = graph
         return graph
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the graphs: every process keeps its own."""
+        return {**self.__dict__, "_kept": None if self._kept is None else {}}
+
     def frames(self) -> Iterator[Frame]:
         """Read the frames one after another."""
         return (self.store.frame(int(index)) for index in self.indices)
@@ -70,8 +75,9 @@ class Subset(Dataset[LabeledGraph]):
         return np.array([(self.store.numbers(int(i))[:, None] == numbers).sum(0) for i in self.indices], dtype=float)
 
     def energies(self) -> NDArray[np.float64]:
-        """Energies of the frames, (n,) eV, NaN where missing."""
-        return self.store.energies[self.indices]
+        """Energies of the frames, (n,) eV, NaN where missing or of no weight."""
+        weights = np.array([float(self[int(index)].energy_weights) for index in self.indices])
+        return np.where(weights > 0, self.store.energies[self.indices], np.nan)
 
     def drawn(self, random: np.random.Generator) -> Subset:
         """Draw as many frames at random, with repetition."""
@@ -88,7 +94,8 @@ class Subset(Dataset[LabeledGraph]):
         sums = np.zeros(2)
         for index in self.indices:
             graph = self[int(index)]
-            sums += [float(graph.forces.square().sum()), float(graph.n_labels()[1])]
+            known = graph.forces_weights > 0
+            sums += [float(graph.forces[known].square().sum()), 3 * float(known.sum())]
         return float(np.sqrt(sums[0] / sums[1])) if sums[1] > 0 else 1.0
 
     def average_neighbors(self) -> float:
@@ -117,8 +124,15 @@ class TrainingData:
     checksums: dict[str, str]
 
     @classmethod
-    def read(cls, settings: DataSection, cutoff: float, seed: int) -> TrainingData:
+    def read(cls, settings: DataSection, cutoff: float, seed: int, known_elements: Sequence[str] = ()) -> TrainingData:
         """Find and read all files, those of the tests too.
+
+        Parameters
+        ----------
+        settings : which files, and what to do with them
+        cutoff : of the graphs, Å
+        seed : of the frames that are drawn
+        known_elements : that frames to validate or test on may have though no training frame has them
 
         Raises
         ------
@@ -137,7 +151,7 @@ class TrainingData:
         for use, files in names.items():
             stores[use], own = read_store(files, settings, cutoff)
             checksums |= own
-        return cls.divide(stores, settings, seed, checksums)
+        return cls.divide(stores, settings, seed, checksums, known_elements)
 
     @classmethod
     def divide(
@@ -146,6 +160,7 @@ class TrainingData:
         settings: DataSection,
         seed: int,
         checksums: dict[str, str],
+        known_elements: Sequence[str] = (),
     ) -> TrainingData:
         """Divide frames that are read already; `stores` are named "train", "validation" and "test <name>"."""
         store = stores["train"]
@@ -167,9 +182,12 @@ class TrainingData:
             )
         elements = learned.elements()
         for name, subset in {"validation": watched, **tests}.items():
-            foreign = set(subset.elements()) - set(elements)
+            foreign = set(subset.elements()) - {*elements, *known_elements}
             if foreign:
-                raise ValueError(f"the frames of '{name}' have {', '.join(sorted(foreign))}, training frames have not")
+                raise ValueError(
+                    f"the frames of '{name}' have {', '.join(sorted(foreign))}, training frames have not; if they were "
+                    "drawn from the same files, another seed draws others"
+                )
         atoms = {
             frame.atoms.get_chemical_symbols()[0]: frame.energy
             for frame in map(store.frame, isolated)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import logging
 import sys
 import warnings
@@ -64,9 +66,24 @@ def fit(
         After Ctrl-C, as ever; the last checkpoint is kept.
     FloatingPointError
         If the loss is not finite; the frames are named.
+    ValueError
+        If the checkpoint is of another run: of other data, another network or other settings.
     """
     checkpoint = folder / CHECKPOINT
-    if not (resume and _load(checkpoint)["run"]["finished"]):
+    identity = _identity(potential, training, validation, recipe)
+    finished = False
+    if resume:
+        before = _load(checkpoint)["run"]
+        differing = [name for name, value in identity.items() if before["identity"][name] != value]
+        if differing:
+            raise ValueError(
+                f"'{checkpoint}' is of another run, with other {' and '.join(differing)}; resume with what it began "
+                "with, or start anew with --force or in another folder"
+            )
+        finished = before["finished"]
+    if finished:
+        logger.info("%s was finished before, after %d epochs; nothing is fitted", recipe.name, len(before["history"]))
+    else:
         module = _module(potential, training, validation, recipe)
         trainer = _trainer(recipe, folder)
         with _quiet_lightning():
@@ -79,6 +96,19 @@ def fit(
     potential.load_state_dict(run["best"]["weights"])
     logger.info("%s: weights of epoch %d are the best on validation frames", recipe.name, run["best"]["epoch"])
     return FitResult(run["history"], run["seconds"])
+
+
+def _identity(potential: Potential, training: Subset, validation: Subset, recipe: Recipe) -> dict[str, Any]:
+    """Return what a run must have in common with the one that it resumes."""
+    settings = recipe.model_dump(mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap"})
+    for name in ("epochs", "max_time", "early_stopping"):
+        del settings["optimization"][name]
+    frames = [[subset.store.path.name, *subset.indices.tolist()] for subset in (training, validation)]
+    return {
+        "frames": hashlib.sha256(json.dumps(frames).encode()).hexdigest(),
+        "settings": settings,
+        "elements, energies or network": potential.config.model_dump(mode="json"),
+    }
 
 
 def _module(potential: Potential, training: Subset, validation: Subset, recipe: Recipe) -> TrainingModule:
@@ -94,12 +124,15 @@ def _module(potential: Potential, training: Subset, validation: Subset, recipe: 
         seed=recipe.seed,
         compile=bool(recipe.compile),
         max_seconds=optimization.max_time,
+        identity=_identity(potential, training, validation, recipe),
     )
     return TrainingModule(potential, training, validation, limits, settings)
 
 
 def _trainer(recipe: Recipe, folder: Path) -> pl.Trainer:
     epochs = recipe.optimization.epochs
+    assert epochs is not None
+    on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
     interactive = sys.stderr.isatty()
     callbacks: list[Callback] = [
         WeightAveraging(use_buffers=False, avg_fn=partial(_average, recipe.optimization.ema_decay)),
@@ -109,14 +142,13 @@ def _trainer(recipe: Recipe, folder: Path) -> pl.Trainer:
     loggers: dict[str | None, Any] = {"tensorboard": TensorBoardLogger, "wandb": WandbLogger}
     strategy: str | Strategy = "auto"
     if recipe.processes > 1:
-        on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
         strategy = DDPStrategy(start_method="spawn", process_group_backend="nccl" if on_gpu else "gloo")
     also: Logger | bool = False
     if recipe.logger is not None:
         also = loggers[recipe.logger](name=recipe.name, save_dir=folder)
     with _quiet_lightning():
         return pl.Trainer(
-            accelerator={"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[recipe.device],
+            accelerator="cuda" if on_gpu else "cpu",  # others have no float64
             devices=recipe.processes,
             strategy=strategy,
             use_distributed_sampler=False,

@@ -135,7 +135,7 @@ def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = No
         and frame.
     """
     n_frames = 0
-    reader = ase.io.iread(path, ":")
+    reader = ase.io.iread(path, ":", do_not_split_by_at_sign=True)
     while True:
         try:
             atoms = next(reader)

@@ -27,7 +27,7 @@ from .step import CompiledStep, Loss, gradients
 logger = logging.getLogger(__name__)
 
 UNITS = {"energy": ("meV", "meV"), "forces": ("meV/Å", "meV_per_A"), "stress": ("meV/Å³", "meV_per_A3")}
-_VALIDATION_FRAMES = 25  # evaluated at a time, at most
+_VALIDATION_LIMITS = BatchLimits(structures=25, atoms=2000, edges=10000)  # of what is evaluated at a time
 _COUNTERS = ("_seconds_to_first_step", "_n_steps", "_waited", "_waited_for_plateau", "_plateau_factor")
 
 
@@ -41,12 +41,14 @@ class FitSettings:
     seed : of the order of frames
     compile : whether the step is compiled
     max_seconds : for the whole fit, or None
+    identity : what a run that is resumed must have in common with the one before, as plain data
     """
 
     optimization: OptimizationSection
     seed: int
     compile: bool
     max_seconds: float | None
+    identity: dict[str, Any]
 
 
 class TrainingModule(pl.LightningModule):
@@ -73,6 +75,7 @@ class TrainingModule(pl.LightningModule):
         self.last_loss = math.nan
         self.last_errors: dict[str, float] = {}  # label -> RMSE on validation frames, meV and so on
         self._training, self._validation, self._limits = training, validation, limits
+        self._a_number = int(training.store.numbers(int(training.indices[0]))[0])  # of an atom that only fills up
         optimization = settings.optimization
         self.loss = Loss(potential, optimization.loss, optimization.huber_delta, stress=self._weight("stress") > 0)
         self._labels = [label for label in LABELS if label != "stress" or self.loss.stress]
@@ -123,20 +126,21 @@ class TrainingModule(pl.LightningModule):
         n_steps = math.ceil(len(batches) / world)
         mine = batches[self.trainer.global_rank :: world]
         mine += [[]] * (n_steps - len(mine))
-        collate = LabeledGraph.batch
-        number = int(store.numbers(int(order[0]))[0])
+        collate = self._batch
         if self.settings.compile:
-            collate = padded_batch(self._limits, store.cutoff, number)
-        elif not mine[-1]:
-            empty = LabeledGraph.padding(1, 0, store.cutoff, number)
-            collate = lambda parts: LabeledGraph.batch([*parts, empty])  # noqa: E731
+            collate = padded_batch(self._limits, store.cutoff, self._a_number)
         return DataLoader(self._training, batch_sampler=mine, collate_fn=collate)
+
+    def _batch(self, parts: list[LabeledGraph]) -> LabeledGraph:
+        """Batch graphs, of which there may be none if there are more processes than batches."""
+        return LabeledGraph.batch(parts or [LabeledGraph.padding(1, 0, self._training.store.cutoff, self._a_number)])
 
     def val_dataloader(self) -> DataLoader[LabeledGraph]:
         """Share of the validation frames of this process, in their order."""
-        mine = self._validation.indices[self.trainer.global_rank :: self.trainer.world_size].tolist()
-        batches = [mine[start : start + _VALIDATION_FRAMES] for start in range(0, len(mine), _VALIDATION_FRAMES)]
-        return DataLoader(self._validation, batch_sampler=batches, collate_fn=LabeledGraph.batch)
+        store = self._validation.store
+        mine = self._validation.indices[self.trainer.global_rank :: self.trainer.world_size]
+        batches = divide(mine, store.n_atoms, store.n_edges, _VALIDATION_LIMITS)
+        return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Optimizers of the recipe; each group remembers its highest learning rate."""
@@ -185,7 +189,14 @@ class TrainingModule(pl.LightningModule):
         for column, label in enumerate(self._labels):
             known = getattr(batch, f"{label}_weights") > 0
             errors = (getattr(prediction, label) - getattr(batch, label))[known]
-            squares[column] = errors.square().sum() / (3 if label == "stress" else 1)  # 9 components, 3 of which count
+            if label == "stress":  # the six components that evaluation counts
+                errors = errors[:, (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)] / math.sqrt(6)
+            squares[column] = errors.square().sum()
+        if not bool(torch.isfinite(squares).all()):
+            names = ", ".join(self._validation.store.frame(index).source for index in batch.frames.tolist())
+            raise FloatingPointError(
+                f"a prediction for one of the validation frames {names} is not finite; look at them"
+            )
         self._sums += torch.stack([self.loss.penalties(prediction, batch), squares, batch.n_labels()])
 
     def on_validation_epoch_end(self) -> None:
@@ -234,6 +245,7 @@ class TrainingModule(pl.LightningModule):
             "best": self.best,
             "seconds": self.seconds,
             "finished": self.finished,
+            "identity": self.settings.identity,
             **{name: getattr(self, name) for name in _COUNTERS},
         }
 
@@ -257,9 +269,9 @@ class TrainingModule(pl.LightningModule):
     def _progress(self, batch_idx: int) -> float:
         """Share of the run after its first step that is over, by epochs or by time, whichever is more."""
         settings = self.settings
-        done = (
-            self.current_epoch + batch_idx / max(1, self.trainer.num_training_batches)
-        ) / settings.optimization.epochs
+        assert settings.optimization.epochs is not None
+        epoch = self.current_epoch + batch_idx / max(1, self.trainer.num_training_batches)
+        done = epoch / settings.optimization.epochs
         if settings.max_seconds is not None:
             began = min(self._seconds_to_first_step or self.seconds, settings.max_seconds - 1e-3)
             done = max(done, self._on_all_processes((self.seconds - began) / (settings.max_seconds - began)))

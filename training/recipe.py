@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ase_segnn.model.config import NetworkConfig
 
@@ -82,6 +82,14 @@ class DataSection(_Section):
     folder: Path | None = None
     cache: Path | None = None
 
+    @field_validator("test")
+    @classmethod
+    def _check_names(cls, tests: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted({"training", "validation", "held out"} & set(tests))
+        if taken:
+            raise ValueError(f"a test cannot be called '{taken[0]}', other frames of the run are; choose another name")
+        return tests
+
     @property
     def label_keys(self) -> LabelKeys:
         """Names of the labels in the files."""
@@ -93,7 +101,7 @@ class OptimizationSection(_Section):
 
     Parameters
     ----------
-    epochs : passes over the training frames, at most
+    epochs : passes over the training frames; by default 300, or as many as `max_time` allows
     max_time : such as ``30m`` or ``2h``; the fit then ends in time, and its schedule with it. Evaluation and report
         come after it.
     batch_size : frames per step
@@ -120,7 +128,7 @@ class OptimizationSection(_Section):
         geometric series; by default it stays
     """
 
-    epochs: PositiveInt = 300
+    epochs: PositiveInt | None = None
     max_time: Duration | None = None
     batch_size: PositiveInt | None = None
     batch_edges: PositiveInt | None = None
@@ -220,6 +228,10 @@ class Recipe(_Section):
             raise ValueError("frozen names parts of a base, and there is no base")
         if self.base is not None and self.network != NetworkConfig():
             raise ValueError("a base brings its own network; leave out either of them")
+        if self.base is not None and self.committee > 1 and not self.bootstrap:
+            raise ValueError(
+                "members that start from one base and see the same frames hardly differ; set bootstrap: true"
+            )
         if self.bootstrap and self.committee == 1:
             raise ValueError("bootstrap is for the members of a committee; set committee to their number")
         return self

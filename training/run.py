@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -29,13 +29,14 @@ from .audit import Auditor, one_line
 from .base import Base
 from .card import write_card
 from .data import TrainingData, least_squares_energies
-from .fit import CHECKPOINT, FitResult, fit
+from .fit import CHECKPOINT, CURVE, FitResult, fit
 from .frames import LABELS
 from .recipe import Recipe
 from .report import Verdict, examine, write_report
 
 logger = logging.getLogger(__name__)
 
+_EPOCHS, _MOST_EPOCHS = 300, 10**6  # without and with a time limit
 _BATCH_EDGES = 1000  # of a step; small steps learn most from small data
 _STRESS_WEIGHT = 0.1
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
@@ -98,7 +99,8 @@ def run_recipe(
     files.check(resume=resume, overwrite=overwrite)
     base = None if recipe.base is None else Base.load(recipe.base)
     network = recipe.network if base is None else base.potential.config.network
-    data = TrainingData.read(recipe.data, network.cutoff, recipe.seed)
+    known = () if base is None else base.potential.elements
+    data = TrainingData.read(recipe.data, network.cutoff, recipe.seed, known)
     return run_on(data, recipe, files, base, resume=resume, overwrite=overwrite)
 
 
@@ -118,15 +120,11 @@ def run_on(
         if overwrite and not resume:
             files.forget()
         commit = _commit()
-        findings = _audit(data, recipe, files)
+        findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
         with written_whole(files.recipe) as path:
             path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results = _members(recipe, data, base, files, resume=resume)
-        calculator = SEGNNCalculator(potential)
-        old = {} if base is None else base.sets(recipe.data, potential.cutoff)
-        sets = {**data.sets, **old}
-        examination = examine(calculator, {name: subset.frames() for name, subset in sets.items()})
-        errors = {name: found.errors() for name, found in examination.predictions.items() if found.n_frames}
         provenance = Provenance(
             recipe=recipe.model_dump(mode="json"),
             data=data.checksums,
@@ -134,8 +132,13 @@ def run_on(
             seed=recipe.seed,
             versions={name: version(name) for name in ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            errors=errors,
         )
+        save_potential(potential, files.potential, provenance=provenance, overwrite=True)  # whatever comes later
+        calculator = SEGNNCalculator(potential)
+        sets = {**data.sets, **old}
+        examination = examine(calculator, {name: subset.frames() for name, subset in sets.items()})
+        errors = {name: found.errors() for name, found in examination.predictions.items() if found.n_frames}
+        provenance = provenance.model_copy(update={"errors": errors})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         notes = findings if base is None else [*findings, *base.compared(old, errors)]
         minutes = sum(result.seconds for result in results) / 60
@@ -169,6 +172,8 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     n_labels = training.n_labels()
     if optimization.stress_weight is None:
         changes["stress_weight"] = _STRESS_WEIGHT if n_labels["stress"] else 0.0
+    if optimization.epochs is None:
+        changes["epochs"] = _EPOCHS if optimization.max_time is None else _MOST_EPOCHS
     if optimization.batch_size is None and optimization.batch_edges is None:
         changes["batch_edges"] = _BATCH_EDGES
     optimization = optimization.model_copy(update=changes)
@@ -178,20 +183,26 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
             raise ValueError(
                 f"{label}_weight is {weight:g}, but no training frame has {label}; name the label in the files with "
                 f"data.{label}_key, or set {label}_weight: 0"
+                + "; stresses count only in cells that are periodic along all three vectors"
+                * (label == "stress")
             )
     if not any(weights.values()):
         raise ValueError("the weights of energy, forces and stress are all 0; nothing would be learned")
+    watched = data.validation.n_labels()
+    if not any(watched[label] for label, weight in weights.items() if weight > 0):
+        raise ValueError("no validation frame has a label that is learned; give others as data.validation")
     compile_it = recipe.compile
     if compile_it == "auto":
         edges = optimization.batch_edges
         n_edges = int(training.store.n_edges[training.indices].sum())
         per_epoch = len(training) / optimization.batch_size if optimization.batch_size else n_edges / (edges or 1)
+        assert optimization.epochs is not None
         compile_it = optimization.epochs * min(per_epoch, len(training)) > _FEWEST_STEPS_TO_COMPILE
         compile_it = compile_it and (optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE)
     return recipe.model_copy(update={"optimization": optimization, "compile": bool(compile_it)})
 
 
-def _audit(data: TrainingData, recipe: Recipe, files: RunFiles) -> list[str]:
+def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: Sequence[str]) -> list[str]:
     """Audit the labels, keep the page, and return warnings in one line each.
 
     Raises
@@ -200,7 +211,7 @@ def _audit(data: TrainingData, recipe: Recipe, files: RunFiles) -> list[str]:
         If the data cannot be learned from.
     """
     weights = {label: getattr(recipe.optimization, f"{label}_weight") for label in LABELS}
-    auditor = Auditor(weights, data.training.store.cutoff)
+    auditor = Auditor(weights, data.training.store.cutoff, known_elements)
     for name, subset in {"training": data.training, **data.sets}.items():
         for frame in subset.frames():
             auditor.add(frame, name)
@@ -318,18 +329,24 @@ class RunFiles:
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Make sure that nothing is lost in the folder that should be kept, and that there is what is resumed."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"'{self.folder}' is a file, and no folder for a run; choose another output or name")
         checkpoint = self.members[0] / CHECKPOINT
         if resume and not checkpoint.is_file():
             raise FileNotFoundError(f"no checkpoint '{checkpoint}' to resume from; leave out the option to start a run")
-        if not (resume or overwrite) and any(path.exists() for path in (checkpoint, self.potential, self.card)):
+        kept = [checkpoint, self.potential, self.card, *self.folder.glob(f"member-*/{CHECKPOINT}")]
+        if not (resume or overwrite) and any(path.exists() for path in kept):
             raise FileExistsError(
                 f"'{self.folder}' holds a run already; resume it, overwrite it, or choose another folder"
             )
 
     def forget(self) -> None:
-        """Remove the checkpoints of a run before, of which nothing is to be resumed any more."""
-        for folder in self.members:
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+        """Remove what a run before has left."""
+        for path in (self.potential, self.card, self.report, self.audit, self.recipe):
+            path.unlink(missing_ok=True)
+        for folder in (self.folder, *self.folder.glob("member-*")):
+            for name in (CHECKPOINT, CURVE):
+                (folder / name).unlink(missing_ok=True)
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
@@ -346,6 +363,7 @@ def _commit() -> str | None:
     """Return the commit of the code in use, marked if it was changed since; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent)]
     try:
+        subprocess.run([*command, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

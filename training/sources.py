@@ -58,7 +58,7 @@ def locate(name: str, folder: Path | None = None) -> Path:
     """
     places = _places(folder)
     for place in places:
-        path = place / name
+        path = place / Path(name).expanduser()
         if path.is_file():
             _check(name, path)
             return path
@@ -91,13 +91,13 @@ def locate_all(names: Sequence[str], folder: Path | None = None) -> dict[str, Pa
     """
     found: dict[str, Path] = {}
     for name in names:
-        if not any(letter in name for letter in "*?["):
+        if not any(letter in name for letter in "*?[") or any((place / name).is_file() for place in _places(folder)):
             found[name] = locate(name, folder)
             continue
         absolute = Path(name).anchor
         places = [Path(absolute)] if absolute else _places(folder)
         for place in places:
-            matches = sorted(place.glob(name.removeprefix(absolute)))
+            matches = sorted(path for path in place.glob(name.removeprefix(absolute)) if path.is_file())
             found |= {str(path if absolute else path.relative_to(place)): path for path in matches}
             if matches:
                 break

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ class FrameStore:
         key = json.dumps([_FORMAT, [(name, checksums[name]) for name in files], keys.model_dump(), cutoff])
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.h5"
         if path.is_file():
-            path.touch()  # for those who clean up by age
+            with suppress(OSError):  # it may be somebody else's
+                path.touch()  # for those who clean up by age
             return cls(path)
         return cls.build(path, (frame for name in files for frame in read_frames(files[name], keys, name)), cutoff)
 
@@ -205,7 +207,10 @@ class _Writer:
 
     def add(self, frame: Frame, cutoff: float) -> None:
         atoms = frame.atoms
-        pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+        try:
+            pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+        except ValueError as error:
+            raise ValueError(f"{frame.source}: {error}") from error
         rows: dict[str, Any] = {
             "cell": [atoms.cell.array],
             "pbc": [atoms.pbc],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,15 +85,21 @@ def _shown(errors: dict[str, float]) -> list[str]:
 def _raw_recipe(data: list[str], test: list[str]) -> dict[str, Any]:
     """Return the recipe that frames alone stand for."""
     section: dict[str, Any] = {"train": data}
-    section |= {"test": {Path(name).stem: name for name in test}} if test else {"held_out": 0.1}
-    return {"name": Path(data[0]).stem.strip("*?") or "potential", "data": section}
+    stems = [Path(name).stem for name in test]
+    names = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, test, strict=True)]
+    section |= {"test": dict(zip(names, test, strict=True))} if test else {"held_out": 0.1}
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data[0]).stem).strip("-._") or "potential"
+    return {"name": name, "data": section}
 
 
 def _key_and_value(change: str) -> tuple[str, Any]:
     key, equals, value = change.partition("=")
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, such as optimization.epochs=500, got '{change}'")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value  # such as *.xyz
 
 
 def _set(raw: dict[str, Any], key: str, value: Any) -> None:

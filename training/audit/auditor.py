@@ -7,7 +7,7 @@ Frames come one after another and are not kept, so data may be larger than memor
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,7 @@ class Auditor:
     ----------
     weights : label -> weight in the objective; 0 or absent if it is not learned
     cutoff : of the potential, Å
+    known_elements : that need not be among the training frames, since a potential to start from knows them
 
     Examples
     --------
@@ -87,11 +88,11 @@ class Auditor:
     error: no training frame has forces
     """
 
-    def __init__(self, weights: Mapping[str, float], cutoff: float) -> None:
+    def __init__(self, weights: Mapping[str, float], cutoff: float, known_elements: Collection[str] = ()) -> None:
         unknown = sorted(set(weights) - set(LABELS))
         if unknown:
             raise ValueError(f"there is no label {', '.join(map(repr, unknown))}; labels are {', '.join(LABELS)}")
-        self._weights, self._cutoff = dict(weights), cutoff
+        self._weights, self._cutoff, self._known_elements = dict(weights), cutoff, known_elements
         self._rows, self._work = Rows(), Work()
         self._sources: list[str] = []
         self._data_sets: dict[str, int] = {}
@@ -155,7 +156,7 @@ class Auditor:
         slopes = {"forces": self._work.forces(), "stress": self._work.stress()}
         findings = [
             *checks.labels(data),
-            *checks.elements(data),
+            *checks.elements(data, self._known_elements),
             *energies.references(data, fit, reference_energies, origin),
             *energies.energies(data, fit),
             *checks.work(data, slopes["forces"], slopes["stress"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,9 +65,10 @@ def labels(data: Collected) -> Iterator[Finding]:
             yield Finding("warning", f"no validation frame has {label}", text)
 
 
-def elements(data: Collected) -> Iterator[Finding]:
-    """Elements that only other data sets have."""
+def elements(data: Collected, known_elements: Collection[str]) -> Iterator[Finding]:
+    """Elements that only other data sets have, and that the potential to start from does not know either."""
     known = data.atoms(data.of(TRAINING)).sum(axis=0) > 0
+    known |= np.isin(data.elements, list(known_elements))
     foreign = data.compositions[:, ~known].sum(axis=1)[data.rows["composition"]] > 0
     if known.any() and foreign.any():
         symbols = ", ".join(symbol for symbol, is_known in zip(data.elements, known, strict=True) if not is_known)
