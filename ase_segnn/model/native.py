@@ -25,7 +25,7 @@ from torch._inductor.codecache import CppCodeCache
 from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.edge_source import Layout
-from ase_segnn.model.native_source import ARGUMENTS, NativeSource, lanes
+from ase_segnn.model.native_source import ARGUMENTS, NativeSource, divisor
 from ase_segnn.model.potential import Potential, Prediction, differentiate, sum_structures
 from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
 from ase_segnn.model.spline import spline_coefficients
@@ -58,7 +58,7 @@ def why_not_native(potential: Potential) -> str | None:
     if len(multiplicities) > 1:
         return f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}"
     [channels] = multiplicities
-    if lanes(channels, potential.dtype) < _FEWEST_LANES:
+    if divisor(channels) < _FEWEST_LANES:
         return f"the number of channels, {channels}, is no multiple of {_FEWEST_LANES}"
     return None
 

@@ -19,7 +19,6 @@ from ase_segnn.model.node_source import Array, LinearPlan, Stage
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.segnn import SEGNNLayer
 
-_VECTOR_BYTES = 64
 # What the function takes, in this order; the names are those of `native`.
 ARGUMENTS = {
     "n_atoms": "int64_t",
@@ -49,9 +48,9 @@ ARGUMENTS = {
 }
 
 
-def lanes(channels: int, dtype: torch.dtype) -> int:
-    """Numbers per vector: as many as fit, and divide the channels."""
-    return min(_VECTOR_BYTES // dtype.itemsize, channels & -channels)
+def divisor(channels: int) -> int:
+    """Return the largest power of two that divides the channels, the most that a vector may hold."""
+    return channels & -channels
 
 
 class NativeSource:
@@ -181,7 +180,7 @@ class NativeSource:
         biases = first["2"] + 2 * sizes["2"]
         per_layer = biases + 2
         n_layers = len(potential.network.rounds)
-        channels, n_lanes = layout.channels, lanes(layout.channels, self._dtype)
+        channels = layout.channels
         saved = [self._f, self._p, self._s, plans["1"].o, plans["1"].z, plans["2"].z]
         derivative_of = {
             name: Array(f"d_{name}", array.shapes)
@@ -251,8 +250,7 @@ class NativeSource:
         powers = [1 / math.factorial(k) for k in range(SERIES[self._dtype] + 1)]
         prelude = PRELUDE.substitute(
             FLOATS[self._dtype],
-            lanes=n_lanes,
-            bytes=n_lanes * self._dtype.itemsize,
+            divisor=divisor(channels),
             first=repr(powers[-1]),
             series="\n".join(f"  y = y * r + T({power!r});" for power in powers[-2::-1]),
         )

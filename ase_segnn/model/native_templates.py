@@ -18,9 +18,18 @@ PRELUDE = Template(r"""
 #include <omp.h>
 typedef $real T;
 typedef $integer I;
-enum { LANES = $lanes };
-typedef T V __attribute__((vector_size($bytes), may_alias));
-typedef I VI __attribute__((vector_size($bytes)));
+// A vector fills a register, never more: compilers split longer ones through memory. The tile of a product, see below,
+// fills the 32 registers of AVX-512, or the 16 of others.
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, TILE_ROWS = 6, TILE_VECTORS = 4 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, TILE_ROWS = 6, TILE_VECTORS = 2 };
+#else
+enum { VECTOR_BYTES = 16, TILE_ROWS = 6, TILE_VECTORS = 2 };
+#endif
+enum { FIT = VECTOR_BYTES / sizeof(T), LANES = FIT < $divisor ? FIT : $divisor };
+typedef T V __attribute__((vector_size(LANES * sizeof(T)), may_alias));
+typedef I VI __attribute__((vector_size(LANES * sizeof(T))));
 static inline V load(const T* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
 static inline void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
 static inline void add_to(T* p, V v) { store(p, load(p) + v); }
@@ -55,12 +64,7 @@ $series
 static inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
 
 // C = A B, or C += A B, with rows that follow each other: A (m, k), B (k, n), C (m, n); n a multiple of LANES.
-// A tile of C stays in registers; its size is that of the 32 registers of AVX-512, or of the 16 of others.
-#ifdef __AVX512F__
-enum { TILE_ROWS = 6, TILE_VECTORS = 4 };
-#else
-enum { TILE_ROWS = 4, TILE_VECTORS = sizeof(V) > 32 ? 1 : 2 };
-#endif
+// A tile of C stays in registers.
 template <int R, int N>
 static inline void multiply_tile(int k, int n, const T* A, const T* B, T* C, bool add) {
   V c[R][N];
