@@ -52,10 +52,10 @@ def train(
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
     raw = _raw_recipe(data or [], test or []) if recipe is None else read_recipe_file(recipe)
     for key, value in (
+        *(_key_and_value(change) for change in changes or []),
         ("optimization.max_time", time),
         ("base", base),
         ("committee", committee),
-        *(_key_and_value(change) for change in changes or []),
     ):
         if value is not None:
             _set(raw, key, value)
