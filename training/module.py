@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 UNITS = {"energy": ("meV", "meV"), "forces": ("meV/Å", "meV_per_A"), "stress": ("meV/Å³", "meV_per_A3")}
 _VALIDATION_LIMITS = BatchLimits(structures=25, atoms=2000, edges=10000)  # of what is evaluated at a time
+_LONGEST_WARMUP = 0.1  # share of a run
 _COUNTERS = ("_seconds_to_first_step", "_n_steps", "_waited", "_waited_for_plateau", "_plateau_factor")
 
 
@@ -279,7 +280,7 @@ class TrainingModule(pl.LightningModule):
 
     def _learning_rate_factor(self, progress: float) -> float:
         settings = self.settings.optimization
-        rise = min(1.0, (self._n_steps + 1) / (settings.warmup_steps + 1))
+        rise = min(1.0, max((self._n_steps + 1) / (settings.warmup_steps + 1), progress / _LONGEST_WARMUP))
         if settings.schedule == "cosine":
             return 0.5 * rise * (1 + math.cos(math.pi * progress))
         return rise * self._plateau_factor

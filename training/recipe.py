@@ -113,7 +113,7 @@ class OptimizationSection(_Section):
         `patience` validations without improvement, "constant" leaves them
     patience : see there
     early_stopping : number of validations without improvement after which the run ends
-    warmup_steps : steps of linear increase
+    warmup_steps : steps of linear increase, but no more than a tenth of the run
     weight_decay : of both; without it Muon lets the weights grow, and dynamics far from the data becomes unstable
     ema_decay : of the exponential moving average of the weights, which is what is validated and kept; while steps are
         few, it averages over a twentieth of them
