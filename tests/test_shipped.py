@@ -14,12 +14,12 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
 from ase_segnn import SEGNNCalculator
-from ase_segnn.evaluation import evaluate
 from ase_segnn.potential_file import read_header
 from ase_segnn.potentials import path_of, shipped_potentials
 from ase_segnn.training import Recipe, load_recipe
-from ase_segnn.training.data import read_frames
-from ase_segnn.training.sources import locate
+from ase_segnn.training.frames import read_frames
+from ase_segnn.training.report import predict_frames
+from ase_segnn.training.sources import locate_all
 
 NAMES = sorted(shipped_potentials())
 MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"
@@ -64,12 +64,13 @@ def test_errors_on_the_test_sets_are_those_on_the_card(name: str) -> None:
     header = read_header(path_of(name))
     recipe = load_recipe(path_of(name).with_suffix(".yaml"))
     calculator = SEGNNCalculator(name, device="cpu")
-    for data, file in recipe.data.test.items():
+    for data, names in recipe.data.test.items():
         try:
-            frames = read_frames(locate(file))
+            files = locate_all(names)
         except FileNotFoundError as error:
             pytest.skip(str(error))
-        errors = evaluate(calculator, frames).errors()
+        frames = (frame for path in files.values() for frame in read_frames(path))
+        errors = predict_frames(calculator, frames).errors()
         for measure in ("energy_RMSE_meV", "forces_RMSE_meV_per_A"):
             # float32: the order of sums shows in energies
             assert errors[measure] == pytest.approx(header.provenance.errors[data][measure], rel=5e-3)
