@@ -25,6 +25,7 @@ from ase_segnn.training import load_recipe
 from ase_segnn.training.data import TrainingData
 from ase_segnn.training.fit import fit
 from ase_segnn.training.frames import Frame, read_frames
+from ase_segnn.training.potential_module import PotentialModule
 from ase_segnn.training.run import settled
 from ase_segnn.training.sources import locate
 
@@ -58,7 +59,8 @@ def our_rate() -> float:
         network=RECIPE.network,
     )
     with tempfile.TemporaryDirectory() as folder:
-        result = fit(Potential(config), data.training, data.validation, recipe, Path(folder), resume=False)
+        module = PotentialModule(Potential(config), data.training, data.validation, recipe)
+        result = fit(module, recipe, Path(folder), resume=False)
     first, second = (row["seconds"] for row in result.history)
     return len(data.training) / (second - first)
 

@@ -28,7 +28,7 @@ def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
             "name: x\ndata: {train: a.xyz}\noptimization: {learning_rat: 1}",
             r"optimization.learning_rat: .*'learning_rate'",
         ),
-        ("name: x\ndata: {train: a.xyz}\nqqqq: 1", "qqqq: unknown key; known are name, data"),
+        ("name: x\ndata: {train: a.xyz}\nqqqq: 1", "qqqq: unknown key; known are name, optimization"),
         ("name: x", "data: Field required"),
         ("name: ../x\ndata: {train: a.xyz}", "name: String should match"),
         ("name: x\ndata: {train: []}", "data.train: .* at least 1 item"),

@@ -127,16 +127,21 @@ NETWORKS = {
     "cues beside geometry": ("1x0e+1x1o", "6x0e+3x1o+2x1e", "1x1o+1x1e", "2x0e+2x1o+1x1e", "1x0e+1x1o+1x2e"),
     "hidden out of order": ("1x1o+2x0e", "2x1o+4x0e+1x1o+2x2e", "1x2e+1x0e", "1x0e+1x1o", "1x1o+1x0e"),
 }
+MESSAGES = {
+    "linear": {"message_gates": 0},
+    "gated once": {"message_gates": 1},
+    "gated twice": {"message_gates": 2},
+    "invariant": {"message_gates": 2, "irreps_messages": "4x0e"},
+}
 TASKS = [{"task": "node"}, {"task": "graph", "pooling": "sum"}, {"task": "graph", "pooling": "mean"}]
 
 
 @pytest.mark.parametrize("kind", ROTATIONS)
 @pytest.mark.parametrize("task", TASKS, ids=str)
-@pytest.mark.parametrize("gated", [False, True], ids=["linear", "gated"])
+@pytest.mark.parametrize("messages", MESSAGES.values(), ids=MESSAGES)
 @pytest.mark.parametrize("irreps", NETWORKS.values(), ids=NETWORKS)
-def test_equivariance(irreps, gated, task, kind):
-    options = {"n_layers": 2, "n_message_scalars": 3, "message_weights_hidden": (4,), "gated_messages": gated}
-    model = network(*irreps, **options, **task)
+def test_equivariance(irreps, messages, task, kind):
+    model = network(*irreps, n_layers=2, n_message_scalars=3, message_weights_hidden=(4,), **messages, **task)
     matrix = orthogonal_matrix(kind)
     inputs = Inputs.random(model)
     outputs = run(model, inputs)
@@ -175,10 +180,27 @@ def test_accelerations_of_charged_bodies(kind):
     assert accelerations(positions, 0 * velocities).isfinite().all()
 
 
-@pytest.fixture(params=[False, True], ids=["linear", "gated"])
+@pytest.fixture(params=MESSAGES.values(), ids=MESSAGES)
 def model(request: pytest.FixtureRequest) -> SEGNN:
-    options = {"n_layers": 2, "n_message_scalars": 3, "message_weights_hidden": (4,), "gated_messages": request.param}
-    return network(*MIXED, **options)
+    return network(*MIXED, n_layers=2, n_message_scalars=3, message_weights_hidden=(4,), **request.param)
+
+
+@pytest.mark.parametrize("messages", MESSAGES)
+def test_messages_are_what_they_are_called(messages):
+    """Linear ones depend on features linearly, invariant ones are scalars."""
+    hidden, attributes = o3.Irreps("4x0e+2x1o"), o3.Irreps("1x0e+1x1o")
+    model = network(hidden, hidden, hidden, attributes, attributes, n_layers=1, **MESSAGES[messages])
+    message = model.rounds[0].message
+    steering = Steering(randn(3, 4), attributes)
+    edges = Edges(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 0]), steering, None, None)
+
+    def sums(factor: float) -> Tensor:
+        with torch.no_grad():
+            zero = message(split(torch.zeros(3, 10, dtype=torch.float64), hidden), edges)
+            return flatten(message(split(factor * randn(3, 10, seed=1), hidden), edges)) - flatten(zero)
+
+    assert sums(1.0).shape[1] == (4 if messages == "invariant" else 10)
+    assert torch.allclose(sums(2.0), 2 * sums(1.0)) == (messages == "linear")
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)

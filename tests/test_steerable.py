@@ -272,12 +272,12 @@ def test_second_derivatives_of_the_gate():
     assert gradgradcheck(lambda *features: gate(features), inputs)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_second_derivatives_of_the_messages(gated):
+@pytest.mark.parametrize("gates", [0, 1, 2])
+def test_second_derivatives_of_the_messages(gates):
     hidden, irreps_attributes = o3.Irreps("2x0e+1x1o+1x2e"), o3.Irreps("1x0e+1x1o+1x2e")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MessageNetwork(hidden, irreps_attributes, 3, (4,), gated=gated).double()
+        network = MessageNetwork(hidden, irreps_attributes, hidden, 3, (4,), gates=gates).double()
     centers, neighbors = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 0, 0])
 
     def messages(attributes, scalars, weights, *features):

@@ -17,7 +17,7 @@ from ase_segnn.model.steerable import SteerableLinear
 from ase_segnn.training.batches import BatchLimits, LabeledGraph, divide, padded_batch
 from ase_segnn.training.optimizers import Muon, make_optimizers
 from ase_segnn.training.recipe import OptimizationSection
-from ase_segnn.training.step import CompiledStep, Loss, gradients
+from ase_segnn.training.step import CompiledStep, PotentialLoss, gradients
 
 COEFFICIENTS = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
 
@@ -62,7 +62,7 @@ def test_padding_changes_nothing(kind: str, n_parts: int, request: pytest.Fixtur
     graphs: list[LabeledGraph] = request.getfixturevalue(kind)
     sizes = np.array([[graph.graph.n_atoms, graph.graph.n_edges] for graph in graphs])
     limits = BatchLimits.of(sizes[:, 0], sizes[:, 1], batch_size=3)
-    loss = Loss(tiny_potential(), stress=kind == "crystals")
+    loss = PotentialLoss(tiny_potential(), stress=kind == "crystals")
     padded = padded_batch(limits, NETWORK.cutoff, 10)(graphs[:n_parts])
     full = padded_batch(limits, NETWORK.cutoff, 10)(graphs[-3:])
     assert (padded.graph.n_atoms, padded.graph.n_edges) == (full.graph.n_atoms, full.graph.n_edges)
@@ -117,9 +117,9 @@ def test_loss_by_hand(kind: str, tmp_path: Path) -> None:
         sums[2] += penalty(np.mean(virial**2) / n_atoms)
     assert sums.min() > 1e-3
     batch = LabeledGraph.batch(graphs_of(frames, tmp_path))
-    value = Loss(tiny_potential(), kind, delta, stress=True)(batch, COEFFICIENTS).item()
+    value = PotentialLoss(tiny_potential(), kind, delta, stress=True)(batch, COEFFICIENTS).item()
     assert value == pytest.approx(COEFFICIENTS.numpy() @ sums, rel=1e-5)
-    without = Loss(tiny_potential(), kind, delta)(batch, COEFFICIENTS).item()
+    without = PotentialLoss(tiny_potential(), kind, delta)(batch, COEFFICIENTS).item()
     assert without == pytest.approx(COEFFICIENTS.numpy()[:2] @ sums[:2], rel=1e-5)
 
 
@@ -136,14 +136,14 @@ def test_weights_and_missing_labels(tmp_path: Path) -> None:
         (f0**2).sum() + 0.25 * (f1**2).sum(),
         0.25 * np.mean(v1**2) / n1 + np.mean(v2**2) / n2,
     ]
-    value = Loss(tiny_potential(), stress=True)(batch, COEFFICIENTS).item()
+    value = PotentialLoss(tiny_potential(), stress=True)(batch, COEFFICIENTS).item()
     assert value == pytest.approx(COEFFICIENTS.numpy() @ np.array(expected), rel=1e-9)
     assert full_3x3_to_voigt_6_stress(batch.stress[0].numpy()).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_step_has_the_same_gradients(backend: str, clusters: list[LabeledGraph]) -> None:
-    loss = Loss(tiny_potential())
+    loss = PotentialLoss(tiny_potential())
     next(loss.parameters()).requires_grad_(False)  # a frozen one has no gradient
     step = CompiledStep(loss, backend=backend)
     collate = padded_batch(BatchLimits(3, 15, 60), NETWORK.cutoff, 10)

@@ -405,7 +405,7 @@ def test_fine_tuning_starts_from_the_base_and_tells_what_it_forgot(tmp_path: Pat
     scratch = run_recipe(recipe_for(frames_file, **changes), tmp_path / "scratch")
     raw = recipe_for(frames_file, **changes).model_dump() | {"base": str(base.potential_path), "frozen": ["embedding"]}
     del raw["network"]
-    tuned = run_recipe(make_recipe(raw, "this"), tmp_path / "tuned")
+    tuned = run_recipe(make_recipe(raw, "this", Recipe), tmp_path / "tuned")
     own, from_scratch = tuned.errors["validation"], scratch.errors["validation"]
     assert own["forces_RMSE_meV_per_A"] < 0.75 * from_scratch["forces_RMSE_meV_per_A"]
     assert own["energy_per_atom_RMSE_meV"] < 100
@@ -419,7 +419,10 @@ def test_fine_tuning_starts_from_the_base_and_tells_what_it_forgot(tmp_path: Pat
     write_frames_into = tmp_path / "elsewhere"
     write_frames_into.mkdir()
     write_frames(write_frames_into / "few.xyz", few)
-    assert "what it forgot is unknown" in run_recipe(make_recipe(raw, "this"), tmp_path / "other").card_path.read_text()
+    assert (
+        "what it forgot is unknown"
+        in run_recipe(make_recipe(raw, "this", Recipe), tmp_path / "other").card_path.read_text()
+    )
 
 
 # ---- the audit

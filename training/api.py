@@ -14,9 +14,10 @@ from ase_segnn.model.potential import Potential
 
 from .base import Base
 from .data import TrainingData
+from .folder import RunFiles
 from .frames import Frame
-from .recipe import make_recipe
-from .run import RunFiles, run_on
+from .recipe import Recipe, make_recipe
+from .run import run_on
 from .store import FrameStore
 
 _IN_MEMORY = "frames in memory"
@@ -73,7 +74,7 @@ def train(
     raw = {**settings, "name": name, "data": data}
     if max_time is not None:
         raw["optimization"] = {**raw.get("optimization", {}), "max_time": max_time}
-    recipe = make_recipe(raw, "these settings")
+    recipe = make_recipe(raw, "these settings", Recipe)
     with TemporaryDirectory() as temporary:
         files = RunFiles(Path(temporary) / "run" if output is None else Path(output), name, recipe.committee)
         files.check(resume=False, overwrite=overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,16 @@ class LabeledGraph:
     def to(self, device: torch.device | str) -> LabeledGraph:
         """Return this with every tensor on `device`."""
         return LabeledGraph(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def tensors(self) -> list[Tensor]:
+        """Everything in it, the graph first."""
+        return [*vars(self.graph).values(), *(value for name, value in vars(self).items() if name != "graph")]
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> LabeledGraph:
+        """Make it again from `tensors`."""
+        n = len(fields(AtomicGraph))
+        return cls(AtomicGraph(*tensors[:n]), *tensors[n:])
 
     def times(self, factor: float) -> LabeledGraph:
         """Return this with all weights multiplied."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import logging
 import sys
 import warnings
@@ -13,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -24,16 +23,17 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
 from ase_segnn.files import written_whole
-from ase_segnn.model.potential import Potential
 
-from .batches import BatchLimits
-from .data import Subset
-from .module import FitSettings, TrainingModule
+from .module import TrainingModule
 from .progress import ProgressBar
-from .recipe import Recipe
+from .recipe import FitSection, RunSection
 
 logger = logging.getLogger(__name__)
 
+_EPOCHS, _MOST_EPOCHS = 300, 10**6  # without and with a time limit
+_FEWEST_STEPS_TO_COMPILE, _SHORTEST_TO_COMPILE = 5000, 1500.0  # seconds
+_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+_Section = TypeVar("_Section", bound=FitSection)
 _AVERAGED_SHARE = 0.05  # of the steps
 
 CHECKPOINT, CURVE = "last.ckpt", "metrics.csv"
@@ -47,16 +47,13 @@ class FitResult:
     seconds: float
 
 
-def fit(
-    potential: Potential, training: Subset, validation: Subset, recipe: Recipe, folder: Path, *, resume: bool
-) -> FitResult:
-    """Fit the parameters of `potential` that require gradients; at the end it has the weights that validated best.
+def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: bool) -> FitResult:
+    """Fit the parameters of a network that require gradients; at the end it has the weights that validated best.
 
     Parameters
     ----------
-    potential : with the weights to start from; with `resume` those of the checkpoint take their place
-    training, validation : frames
-    recipe : settled, see `ase_segnn.training.run`
+    module : with the network and the weights to start from; with `resume` those of the checkpoint take their place
+    recipe : settled: the number of epochs is given, and whether to compile
     folder : where checkpoint and learning curve are kept; exists
     resume : go on from the checkpoint there, which may be that of a finished fit
 
@@ -70,11 +67,10 @@ def fit(
         If the checkpoint is of another run: of other data, another network or other settings.
     """
     checkpoint = folder / CHECKPOINT
-    identity = _identity(potential, training, validation, recipe)
     finished = False
     if resume:
         before = _load(checkpoint)["run"]
-        differing = [name for name, value in identity.items() if before["identity"][name] != value]
+        differing = [name for name, value in module.settings.identity.items() if before["identity"][name] != value]
         if differing:
             raise ValueError(
                 f"'{checkpoint}' is of another run, with other {' and '.join(differing)}; resume with what it began "
@@ -84,7 +80,6 @@ def fit(
     if finished:
         logger.info("%s was finished before, after %d epochs; nothing is fitted", recipe.name, len(before["history"]))
     else:
-        module = _module(potential, training, validation, recipe)
         trainer = _trainer(recipe, folder)
         with _quiet_lightning():
             try:
@@ -93,43 +88,32 @@ def fit(
                 raise KeyboardInterrupt from error
     # several processes leave their results in the file only, so that it is the way for one as well
     run = _load(checkpoint)["run"]
-    potential.load_state_dict(run["best"]["weights"])
+    module.model.load_state_dict(run["best"]["weights"])
     logger.info("%s: weights of epoch %d are the best on validation frames", recipe.name, run["best"]["epoch"])
     return FitResult(run["history"], run["seconds"])
 
 
-def _identity(potential: Potential, training: Subset, validation: Subset, recipe: Recipe) -> dict[str, Any]:
-    """Return what a run must have in common with the one that it resumes."""
-    settings = recipe.model_dump(mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap"})
-    for name in ("epochs", "max_time", "early_stopping"):
-        del settings["optimization"][name]
-    frames = [[subset.store.path.name, *subset.indices.tolist()] for subset in (training, validation)]
-    return {
-        "frames": hashlib.sha256(json.dumps(frames).encode()).hexdigest(),
-        "settings": settings,
-        "elements, energies or network": potential.config.model_dump(mode="json"),
-    }
+def check_logger(recipe: RunSection) -> None:
+    """Raise an ImportError if the package of the logger is not installed."""
+    if recipe.logger is not None and not any(find_spec(name) for name in _PACKAGES[recipe.logger]):
+        raise ImportError(f"logger: {recipe.logger} needs the package: pip install {_PACKAGES[recipe.logger][0]}")
 
 
-def _module(potential: Potential, training: Subset, validation: Subset, recipe: Recipe) -> TrainingModule:
-    optimization, store = recipe.optimization, training.store
-    limits = BatchLimits.of(
-        store.n_atoms[training.indices],
-        store.n_edges[training.indices],
-        batch_size=optimization.batch_size,
-        batch_edges=optimization.batch_edges,
-    )
-    settings = FitSettings(
-        optimization=optimization,
-        seed=recipe.seed,
-        compile=bool(recipe.compile),
-        max_seconds=optimization.max_time,
-        identity=_identity(potential, training, validation, recipe),
-    )
-    return TrainingModule(potential, training, validation, limits, settings)
+def with_epochs(optimization: _Section) -> _Section:
+    """Settle the number of epochs."""
+    if optimization.epochs is not None:
+        return optimization
+    return optimization.model_copy(update={"epochs": _EPOCHS if optimization.max_time is None else _MOST_EPOCHS})
 
 
-def _trainer(recipe: Recipe, folder: Path) -> pl.Trainer:
+def worth_compiling(optimization: FitSection, steps_per_epoch: float) -> bool:
+    """Say whether a run is so long that compiling, which takes minutes and halves the time of a step, pays."""
+    assert optimization.epochs is not None
+    long_enough = optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE
+    return long_enough and optimization.epochs * steps_per_epoch > _FEWEST_STEPS_TO_COMPILE
+
+
+def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:
     epochs = recipe.optimization.epochs
     assert epochs is not None
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ase_segnn.model.steerable import SteerableLinear
 
-from .recipe import OptimizationSection
+from .recipe import FitSection
 
 _MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values to about 1
@@ -79,7 +79,7 @@ def _orthogonal_factors(matrices: Tensor) -> Tensor:
     return factors
 
 
-def make_optimizers(model: nn.Module, settings: OptimizationSection) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, settings: FitSection) -> list[torch.optim.Optimizer]:
     r"""Build the optimizers; each parameter of `model` that is not frozen belongs to exactly one of them.
 
     Muon moves a matrix by the orthogonal factor of its momentum. Here a step of size η changes a matrix by the spectral
@@ -120,7 +120,7 @@ def make_optimizers(model: nn.Module, settings: OptimizationSection) -> list[tor
     return optimizers
 
 
-def _adamw(parameters: list[nn.Parameter], settings: OptimizationSection) -> torch.optim.Optimizer:
+def _adamw(parameters: list[nn.Parameter], settings: FitSection) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 

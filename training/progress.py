@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from .module import UNITS, TrainingModule
+from .module import TrainingModule
 
 
 class ProgressBar(Callback):
@@ -49,10 +49,8 @@ class ProgressBar(Callback):
 def describe(module: TrainingModule, epoch: int, n_frames: int) -> str:
     """Text of the line in epoch `epoch`, after `n_frames` frames of this session."""
     parts = [f"epoch {epoch}", f"loss {module.last_loss:.3g}"]
-    errors = module.last_errors
-    if errors:
-        shown = ", ".join(f"{error:.1f} {UNITS[label][0]}" for label, error in errors.items())
-        parts.append(f"validation {shown}")
+    if module.last_measures:
+        parts.append(f"validation {module.shown_errors()}")
     seconds = module.session_seconds
     parts.append(f"{n_frames / max(seconds, 1e-9):.0f} frames/s")
     gained = module.progress - module.progress_at_start

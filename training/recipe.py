@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,6 +19,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
+_Kind = TypeVar("_Kind", bound=BaseModel)
 _UNITS_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -48,11 +49,13 @@ Duration = Annotated[PositiveFloat, BeforeValidator(parse_duration)]
 Files = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Keys that belong together; unknown ones are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Which frames to learn from; file names are found by `ase_segnn.training.sources.locate`.
 
     Parameters
@@ -96,8 +99,8 @@ class DataSection(_Section):
         return LabelKeys(energy=self.energy_key, forces=self.forces_key, stress=self.stress_key)
 
 
-class OptimizationSection(_Section):
-    """How to fit.
+class FitSection(Section):
+    """How to fit, whatever the network.
 
     Parameters
     ----------
@@ -105,7 +108,6 @@ class OptimizationSection(_Section):
     max_time : such as ``30m`` or ``2h``; the fit then ends in time, and its schedule with it. Evaluation and report
         come after it.
     batch_size : frames per step
-    batch_edges : instead of it, about the number of edges per step; frames of different sizes then cost alike
     optimizer : "muon" for the matrices of weights, with AdamW for the rest; or "adamw" for everything
     muon_learning_rate : of Muon, see `ase_segnn.training.optimizers`; the highest, reached after `warmup_steps`
     learning_rate : of AdamW, likewise
@@ -117,21 +119,12 @@ class OptimizationSection(_Section):
     weight_decay : of both; without it Muon lets the weights grow, and dynamics far from the data becomes unstable
     ema_decay : of the exponential moving average of the weights, which is what is validated and kept; while steps are
         few, it averages over a twentieth of them
-    gradient_clip : largest norm of the gradient
-    loss : "mse", "l1" or "huber", see `ase_segnn.training.step.Loss`
-    huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
-    energy_weight : of (ΔE)² / atoms, in Å⁻²
-    forces_weight : of the mean square of the force components
-    stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.1 if any training frame has
-        a stress, else 0
-    energy_weight_end, forces_weight_end, stress_weight_end : what the weight has become at the end of the run, along a
-        geometric series; by default it stays
+    gradient_clip : largest norm of the gradient; null for any
     """
 
     epochs: PositiveInt | None = None
     max_time: Duration | None = None
     batch_size: PositiveInt | None = None
-    batch_edges: PositiveInt | None = None
     optimizer: Literal["muon", "adamw"] = "muon"
     muon_learning_rate: PositiveFloat = 0.01
     learning_rate: PositiveFloat = 2e-3
@@ -141,7 +134,26 @@ class OptimizationSection(_Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     weight_decay: NonNegativeFloat = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
-    gradient_clip: PositiveFloat = 1.0
+    gradient_clip: PositiveFloat | None = 1.0
+
+
+class OptimizationSection(FitSection):
+    """How to fit a potential. These keys are added to those of `FitSection`.
+
+    Parameters
+    ----------
+    batch_edges : instead of `batch_size`, about the number of edges per step; frames of different sizes then cost alike
+    loss : "mse", "l1" or "huber", see `ase_segnn.training.step.PotentialLoss`
+    huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
+    energy_weight : of (ΔE)² / atoms, in Å⁻²
+    forces_weight : of the mean square of the force components
+    stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.1 if any training frame has
+        a stress, else 0
+    energy_weight_end, forces_weight_end, stress_weight_end : what the weight has become at the end of the run, along a
+        geometric series; by default it stays
+    """
+
+    batch_edges: PositiveInt | None = None
     loss: Literal["mse", "l1", "huber"] = "mse"
     huber_delta: PositiveFloat = 0.01
     energy_weight: NonNegativeFloat = 10.0
@@ -161,7 +173,7 @@ class OptimizationSection(_Section):
         return self
 
 
-class CardSection(_Section):
+class CardSection(Section):
     """What the model card says that no program can know.
 
     Parameters
@@ -184,18 +196,13 @@ class CardSection(_Section):
     published: dict[str, dict[str, str]] = {}
 
 
-class Recipe(_Section):
-    """A whole training run.
+class RunSection(Section):
+    """What every training run has, whatever the network.
 
     Parameters
     ----------
-    name : of the potential; names its files
-    data, network, optimization, card : see the classes
-    base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
-    frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
-    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`
-    committee : number of potentials that are trained one after another, with different seeds, and put into one file
-    bootstrap : each of them learns from a random draw of the training frames, with repetition
+    name : of what is trained; names its files
+    optimization : see the class
     seed : of split, initial weights and order of frames
     device : "auto" takes a GPU if there is one
     processes : that share each step, which then has so many batches; on a CPU, or one per GPU
@@ -206,6 +213,28 @@ class Recipe(_Section):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    optimization: FitSection = FitSection()
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: PositiveInt = 1
+    compile: bool | Literal["auto"] = "auto"
+    validate_every: PositiveInt = 5
+    logger: Literal["tensorboard", "wandb"] | None = None
+
+
+class Recipe(RunSection):
+    """A whole training run of a potential. These keys are added to those of `RunSection`.
+
+    Parameters
+    ----------
+    data, network, card : see the classes
+    base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
+    frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
+    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`
+    committee : number of potentials that are trained one after another, with different seeds, and put into one file
+    bootstrap : each of them learns from a random draw of the training frames, with repetition
+    """
+
     data: DataSection
     network: NetworkConfig = NetworkConfig()
     base: str | None = None
@@ -215,12 +244,6 @@ class Recipe(_Section):
     card: CardSection = CardSection()
     committee: PositiveInt = 1
     bootstrap: bool = False
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    processes: PositiveInt = 1
-    compile: bool | Literal["auto"] = "auto"
-    validate_every: PositiveInt = 5
-    logger: Literal["tensorboard", "wandb"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -246,7 +269,7 @@ def load_recipe(path: str | Path) -> Recipe:
         If the file is no YAML mapping, or a key is unknown (the nearest known one is named), missing or has a value
         that is not allowed.
     """
-    return make_recipe(read_recipe_file(path), f"recipe '{path}'")
+    return make_recipe(read_recipe_file(path), f"recipe '{path}'", Recipe)
 
 
 def read_recipe_file(path: str | Path) -> dict[str, Any]:
@@ -268,8 +291,8 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def make_recipe(raw: dict[str, Any], source: str) -> Recipe:
-    """Check a recipe that comes as plain data; `source` starts the message of an error.
+def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
+    """Check a recipe of a kind that comes as plain data; `source` starts the message of an error.
 
     Raises
     ------
@@ -277,18 +300,18 @@ def make_recipe(raw: dict[str, Any], source: str) -> Recipe:
         As `load_recipe`.
     """
     try:
-        return Recipe.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(problem) for problem in error.errors())
+        lines = dict.fromkeys(_explain(problem, kind) for problem in error.errors())
         raise ValueError(f"{source}:\n  " + "\n  ".join(lines)) from error
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] != "extra_forbidden":
         return f"{'.'.join(location)}: {message}" if location else message
-    section: type[BaseModel] = Recipe
+    section = kind
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         assert isinstance(annotation, type)

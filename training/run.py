@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from filelock import FileLock, Timeout
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
-from ase_segnn.potential_file import Provenance, save_potential
+from ase_segnn.potential_file import save_potential
 
 from .audit import Auditor, one_line
 from .base import Base
 from .card import write_card
 from .data import TrainingData, least_squares_energies
-from .fit import CHECKPOINT, CURVE, FitResult, fit
+from .fit import CHECKPOINT, FitResult, check_logger, fit, with_epochs, worth_compiling
+from .folder import RunFiles, now, provenance_of
 from .frames import LABELS
+from .potential_module import PotentialModule
 from .recipe import Recipe
 from .report import Verdict, examine, write_report
 
 logger = logging.getLogger(__name__)
 
-_EPOCHS, _MOST_EPOCHS = 300, 10**6  # without and with a time limit
 _BATCH_EDGES = 1000  # of a step; small steps learn most from small data
 _STRESS_WEIGHT = 0.1
-_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
-# Compiling takes minutes and halves the time of a step, so it pays in runs that are longer than this.
-_FEWEST_STEPS_TO_COMPILE, _SHORTEST_TO_COMPILE = 5000, 1500.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -63,6 +54,11 @@ class TrainingResult:
     audit_path: Path
     errors: dict[str, dict[str, float]]
     verdicts: list[Verdict]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """What the files for a reader are -> where they are."""
+        return {"potential": self.potential_path, "model card": self.card_path, "report": self.report_path}
 
 
 def run_recipe(
@@ -119,20 +115,12 @@ def run_on(
         files.check(resume=resume, overwrite=overwrite)
         if overwrite and not resume:
             files.forget()
-        commit = _commit()
+        provenance = provenance_of(recipe, data.checksums)  # of the code as it is now
         findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
-        with written_whole(files.recipe) as path:
-            path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        files.write_recipe(recipe)
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results = _members(recipe, data, base, files, resume=resume)
-        provenance = Provenance(
-            recipe=recipe.model_dump(mode="json"),
-            data=data.checksums,
-            commit=commit,
-            seed=recipe.seed,
-            versions={name: version(name) for name in ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")},
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
+        provenance = provenance.model_copy(update={"created": now()})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)  # whatever comes later
         calculator = SEGNNCalculator(potential)
         sets = {**data.sets, **old}
@@ -165,18 +153,15 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     ImportError
         If the package of the logger is not installed.
     """
-    if recipe.logger is not None and not any(find_spec(name) for name in _PACKAGES[recipe.logger]):
-        raise ImportError(f"logger: {recipe.logger} needs the package: pip install {_PACKAGES[recipe.logger][0]}")
+    check_logger(recipe)
     training, optimization = data.training, recipe.optimization
     changes: dict[str, Any] = {}
     n_labels = training.n_labels()
     if optimization.stress_weight is None:
         changes["stress_weight"] = _STRESS_WEIGHT if n_labels["stress"] else 0.0
-    if optimization.epochs is None:
-        changes["epochs"] = _EPOCHS if optimization.max_time is None else _MOST_EPOCHS
     if optimization.batch_size is None and optimization.batch_edges is None:
         changes["batch_edges"] = _BATCH_EDGES
-    optimization = optimization.model_copy(update=changes)
+    optimization = with_epochs(optimization.model_copy(update=changes))
     weights = {label: getattr(optimization, f"{label}_weight") for label in LABELS}
     for label, weight in weights.items():
         if weight > 0 and n_labels[label] == 0:
@@ -196,9 +181,7 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
         edges = optimization.batch_edges
         n_edges = int(training.store.n_edges[training.indices].sum())
         per_epoch = len(training) / optimization.batch_size if optimization.batch_size else n_edges / (edges or 1)
-        assert optimization.epochs is not None
-        compile_it = optimization.epochs * min(per_epoch, len(training)) > _FEWEST_STEPS_TO_COMPILE
-        compile_it = compile_it and (optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE)
+        compile_it = worth_compiling(optimization, min(per_epoch, len(training)))
     return recipe.model_copy(update={"optimization": optimization, "compile": bool(compile_it)})
 
 
@@ -241,15 +224,14 @@ def _members(
         if optimization.max_time is not None:
             share = optimization.max_time / recipe.committee
             optimization = optimization.model_copy(update={"max_time": share})
+        member = recipe.model_copy(update={"seed": seed, "optimization": optimization})
         with torch.random.fork_rng():  # the caller's random numbers stay as they are
             torch.manual_seed(seed)
             potential = _new_potential(recipe, data) if base is None else base.start(recipe.frozen, data)
             logger.info("%d weights to fit", sum(p.numel() for p in potential.parameters() if p.requires_grad))
             result = fit(
-                potential,
-                training,
-                data.validation,
-                recipe.model_copy(update={"seed": seed, "optimization": optimization}),
+                PotentialModule(potential, training, data.validation, member),
+                member,
                 folder,
                 resume=resume and (folder / CHECKPOINT).is_file(),
             )
@@ -278,94 +260,3 @@ def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
         network=recipe.network,
     )
     return Potential(config)
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Where things are in the folder of a run.
-
-    Parameters
-    ----------
-    folder : of the run
-    name : of the potential
-    n_members : of the committee, 1 for a single potential
-    """
-
-    folder: Path
-    name: str
-    n_members: int = 1
-
-    @property
-    def potential(self) -> Path:
-        """The potential file."""
-        return self.folder / f"{self.name}.safetensors"
-
-    @property
-    def card(self) -> Path:
-        """The model card."""
-        return self.folder / f"{self.name}.md"
-
-    @property
-    def recipe(self) -> Path:
-        """The settled recipe."""
-        return self.folder / "recipe.yaml"
-
-    @property
-    def audit(self) -> Path:
-        """The audit of the data."""
-        return self.folder / "audit.md"
-
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.folder / "report.html"
-
-    @property
-    def members(self) -> list[Path]:
-        """Folders with checkpoint and learning curve of each fit."""
-        if self.n_members == 1:
-            return [self.folder]
-        return [self.folder / f"member-{number + 1}" for number in range(self.n_members)]
-
-    def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Make sure that nothing is lost in the folder that should be kept, and that there is what is resumed."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise FileExistsError(f"'{self.folder}' is a file, and no folder for a run; choose another output or name")
-        checkpoint = self.members[0] / CHECKPOINT
-        if resume and not checkpoint.is_file():
-            raise FileNotFoundError(f"no checkpoint '{checkpoint}' to resume from; leave out the option to start a run")
-        kept = [checkpoint, self.potential, self.card, *self.folder.glob(f"member-*/{CHECKPOINT}")]
-        if not (resume or overwrite) and any(path.exists() for path in kept):
-            raise FileExistsError(
-                f"'{self.folder}' holds a run already; resume it, overwrite it, or choose another folder"
-            )
-
-    def forget(self) -> None:
-        """Remove what a run before has left."""
-        for path in (self.potential, self.card, self.report, self.audit, self.recipe):
-            path.unlink(missing_ok=True)
-        for folder in (self.folder, *self.folder.glob("member-*")):
-            for name in (CHECKPOINT, CURVE):
-                (folder / name).unlink(missing_ok=True)
-
-    @contextmanager
-    def reserved(self) -> Iterator[None]:
-        """Keep the folder, which is made if there is none, to this run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise FileExistsError(f"another run is using '{self.folder}'; choose another folder") from error
-
-
-def _commit() -> str | None:
-    """Return the commit of the code in use, marked if it was changed since; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        subprocess.run([*command, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
-        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + (" with local changes" if status.stdout.strip() else "")

@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
 
 from .batches import LabeledGraph
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _SMALLEST_SQUARE = 1e-12  # the root of 0 has no slope
 
 
+class Batch(Protocol):
+    """Graphs with their labels, as the trainer sees them.
+
+    Attributes
+    ----------
+    frames : (B,) int64, which frames they are; -1 for one that only fills up
+    """
+
+    frames: Tensor
+
+    def n_labels(self) -> Tensor:
+        """Numbers of values of each of the L kinds of labels, (L,) float64."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return this with every tensor on `device`."""
+
+    def tensors(self) -> list[Tensor]:
+        """Everything in it."""
+
+    @classmethod
+    def from_tensors(cls, tensors: list[Tensor]) -> Self:
+        """Make it again from `tensors`."""
+
+
 class Loss(nn.Module):
+    """Weighted sum of errors of a network that is part of it."""
+
+    def forward(self, batch: Any, coefficients: Tensor) -> Tensor:
+        """Loss of a batch, (), with coefficients (L,) of the L kinds of labels."""
+        raise NotImplementedError
+
+
+class PotentialLoss(Loss):
     r"""Weighted sum of errors of energies, forces and virials, which are stresses times volume V.
 
     .. math::
@@ -51,8 +85,7 @@ class Loss(nn.Module):
     def forward(self, batch: LabeledGraph, coefficients: Tensor) -> Tensor:
         """Loss of a batch, () float64, with coefficients (3,) of energies, forces and stresses."""
         prediction = self.potential.predict(batch.graph, stress=self.stress, create_graph=True)
-        loss: Tensor = (coefficients * self.penalties(prediction, batch)).sum()
-        return loss
+        return (coefficients * self.penalties(prediction, batch)).sum()
 
     def penalties(self, prediction: Prediction, batch: LabeledGraph) -> Tensor:
         """Return the three sums of the formula, (3,) float64."""
@@ -83,7 +116,8 @@ class CompiledStep:
     """The loss and all its gradients as one compiled function.
 
     torch.compile alone does not differentiate twice. Here loss, forces and gradients are traced together into one flat
-    graph of tensor operations first, and that needs no differentiation any more. It holds for one shape of batch.
+    graph of tensor operations first, and that needs no differentiation any more. It holds for the shape of the first
+    batch; a batch of another shape is evaluated as it is.
 
     Parameters
     ----------
@@ -95,25 +129,30 @@ class CompiledStep:
         self._loss = loss
         self._backend = backend
         self._compiled: Callable[..., list[Tensor]] | None = None
+        self._shapes: list[torch.Size] = []
 
-    def __call__(self, batch: LabeledGraph, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, batch: Batch, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return what `gradients` returns."""
         parameters = {name: value for name, value in self._loss.named_parameters() if value.requires_grad}
-        tensors = [coefficients, *_to_tensors(batch)]
+        tensors = [coefficients, *batch.tensors()]
+        shapes = [tensor.shape for tensor in tensors]
+        if self._compiled is not None and shapes != self._shapes:
+            return gradients(self._loss, batch, coefficients)
         values = [parameter.detach() for parameter in parameters.values()]
         if self._compiled is None:
             with torch.enable_grad():
-                traced = make_fx(self._flat(list(parameters)))(values, tensors)
+                traced = make_fx(self._flat(list(parameters), type(batch)))(values, tensors)
             self._compiled = torch.compile(traced, backend=self._backend, fullgraph=True, dynamic=False)
+            self._shapes = shapes
         with torch.no_grad():
             loss, *derivatives = self._compiled(values, tensors)
         return loss, derivatives
 
-    def _flat(self, names: list[str]) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
+    def _flat(self, names: list[str], kind: type[Batch]) -> Callable[[list[Tensor], list[Tensor]], list[Tensor]]:
         def function(values: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
             leaves = [value.requires_grad_() for value in values]
             coefficients, *rest = tensors
-            arguments = (_from_tensors(rest), coefficients)
+            arguments = (kind.from_tensors(rest), coefficients)
             loss = functional_call(self._loss, dict(zip(names, leaves, strict=True)), arguments)
             derivatives = torch.autograd.grad(loss, leaves, materialize_grads=True)
             return [loss.detach(), *derivatives]
@@ -121,17 +160,8 @@ class CompiledStep:
         return function
 
 
-def gradients(loss: Loss, batch: LabeledGraph, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
+def gradients(loss: Loss, batch: Batch, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Loss of a batch, detached, and its gradient with respect to each parameter that is not frozen, in their order."""
     leaves = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     value = loss(batch, coefficients)
     return value.detach(), list(torch.autograd.grad(value, leaves, materialize_grads=True))
-
-
-def _to_tensors(batch: LabeledGraph) -> list[Tensor]:
-    return [*vars(batch.graph).values(), *(value for name, value in vars(batch).items() if name != "graph")]
-
-
-def _from_tensors(tensors: list[Tensor]) -> LabeledGraph:
-    n = len(fields(AtomicGraph))
-    return LabeledGraph(AtomicGraph(*tensors[:n]), *tensors[n:])

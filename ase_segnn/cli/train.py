@@ -39,7 +39,8 @@ def train(
     """Train a potential: potential file, model card, report, audit of the data and checkpoint in one folder."""
     try:
         from ase_segnn.training import read_recipe_file, run_recipe
-        from ase_segnn.training.recipe import make_recipe
+        from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
+        from ase_segnn.training.recipe import Recipe, make_recipe
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("ase_segnn"):
             raise
@@ -59,15 +60,26 @@ def train(
     ):
         if value is not None:
             _set(raw, key, value)
-    settings = make_recipe(raw, "these options" if recipe is None else f"recipe '{recipe}'")
+    source = "these options" if recipe is None else f"recipe '{recipe}'"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    result = run_recipe(settings, output, resume=resume, overwrite=force)
+    if "system" in raw:
+        particles = run_dynamics(make_recipe(raw, source, DynamicsRecipe), output, resume=resume, overwrite=force)
+        for name, mean_square in particles.errors.items():
+            typer.echo(f"{name}: {mean_square:.5g}")
+        _show_files(particles.files)
+        return
+    result = run_recipe(make_recipe(raw, source, Recipe), output, resume=resume, overwrite=force)
     for verdict in result.verdicts:
         if verdict.outcome == "failed":
             typer.echo(f"{verdict.name} failed: {verdict.statement}")
     for name, errors in result.errors.items():
         typer.echo(f"{name}: RMSE {', '.join(_shown(errors))}")
-    typer.echo(f"potential: {result.potential_path}\nmodel card: {result.card_path}\nreport: {result.report_path}")
+    _show_files(result.files)
+
+
+def _show_files(files: dict[str, Path]) -> None:
+    for what, path in files.items():
+        typer.echo(f"{what}: {path}")
 
 
 _SHOWN = {

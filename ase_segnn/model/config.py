@@ -24,7 +24,7 @@ class NetworkConfig(BaseModel):
     n_layers : rounds of messages
     n_radial : radial basis functions
     radial_hidden : widths of the hidden layers of the network from radial basis to weights of the messages' products
-    gated_messages : see `ase_segnn.model.segnn.SEGNN`
+    gated_messages : two gates in the messages instead of one, see `ase_segnn.model.segnn.SEGNN`
     envelope_power : `p` of `ase_segnn.model.radial.polynomial_envelope`
     """
 

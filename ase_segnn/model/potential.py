@@ -92,7 +92,7 @@ class Potential(ModuleWithConstants):
             n_layers=network.n_layers,
             n_message_scalars=network.n_radial,
             message_weights_hidden=network.radial_hidden,
-            gated_messages=network.gated_messages,
+            message_gates=2 if network.gated_messages else 1,
             unit_scalar_attributes=True,
         )
         self.zbl = ZBLRepulsion(numbers, network.cutoff) if config.zbl else None

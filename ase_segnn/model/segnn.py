@@ -68,29 +68,38 @@ class MessageNetwork(nn.Module):
     The additional scalars b enter twice: as inputs of the first layer, as in the paper, and through a small network as
     weights of the second product, which the paper allows for; see `SEGNN`.
 
-    The second layer is linear unless `gated`. Then its matrices of weights, the same for all edges, act once on the
-    sum over neighbors instead of on every message, and those of the first act on nodes anyway: what is left along
-    edges works channel by channel.
+    With fewer than two gates the second layer is linear. Then its matrices of weights, the same for all edges, act once
+    on the sum over neighbors instead of on every message, and those of the first act on nodes anyway: what is left
+    along edges works channel by channel.
+
+    Parameters
+    ----------
+    irreps, irreps_attributes, irreps_messages : of the nodes' features, the edges' attributes, the messages
+    n_scalars, weights_hidden, gates : `n_message_scalars`, `message_weights_hidden` and `message_gates` of `SEGNN`
     """
 
     def __init__(
         self,
         irreps: o3.Irreps,
         irreps_attributes: o3.Irreps,
+        irreps_messages: o3.Irreps,
         n_scalars: int,
         weights_hidden: Sequence[int],
         *,
-        gated: bool = False,
+        gates: int = 1,
     ) -> None:
         super().__init__()
         scalars = o3.Irreps([(n_scalars, "0e")] if n_scalars else [])
-        self.gate_1, self.gate_2 = Gate(irreps), Gate(irreps) if gated else None
-        self.linear_1 = SteerableLinear(irreps + irreps + scalars, irreps_attributes, self.gate_1.irreps_in)
-        irreps_out = irreps if self.gate_2 is None else self.gate_2.irreps_in
-        self.linear_2 = SteerableLinear(irreps, irreps_attributes, irreps_out, bias=gated)
+        self.gate_1, self.gate_2 = (Gate(irreps_messages) if gates >= number else None for number in (1, 2))
+        before_1, before_2 = (
+            irreps_messages if gate is None else gate.irreps_in for gate in (self.gate_1, self.gate_2)
+        )
+        self.linear_1 = SteerableLinear(irreps + irreps + scalars, irreps_attributes, before_1)
+        self.linear_2 = SteerableLinear(irreps_messages, irreps_attributes, before_2, bias=self.gate_2 is not None)
         self._has_scalars = n_scalars > 0
         # per edge and channel: one weight of each hidden channel, or of each of its ways through the second product
-        self._n_weights = [mul for mul, _ in irreps] if gated else [weight.shape[0] for weight in self.linear_2.weights]
+        each_way = [weight.shape[0] for weight in self.linear_2.weights]
+        self._n_weights = each_way if self.gate_2 is None else [mul for mul, _ in irreps_messages]
         self.weights = (
             _invariant_mlp(n_scalars, *weights_hidden, sum(self._n_weights)) if n_scalars and weights_hidden else None
         )
@@ -102,7 +111,9 @@ class MessageNetwork(nn.Module):
         if self._has_scalars:
             assert edges.scalars is not None
             inputs, indices = (*inputs, edges.scalars[:, None, :]), [*indices, None]
-        hidden = self.gate_1(self.linear_1.forward_gathered(inputs, indices, edges.steering))
+        hidden = self.linear_1.forward_gathered(inputs, indices, edges.steering)
+        if self.gate_1 is not None:
+            hidden = self.gate_1(hidden)
         weights = self._weights(edges.scalars, None if self.gate_2 is not None else edges.weights)
         if self.gate_2 is None:
             return self.linear_2.forward_summed(hidden, edges.steering, weights, edges.centers, features[0].shape[0])
@@ -128,10 +139,16 @@ class SEGNNLayer(nn.Module):
     .. math:: f_i' = f_i + \phi_f(f_i, m_i; a_i)
     """
 
-    def __init__(self, irreps: o3.Irreps, message: MessageNetwork, irreps_node_attributes: o3.Irreps) -> None:
+    def __init__(
+        self,
+        irreps: o3.Irreps,
+        irreps_messages: o3.Irreps,
+        message: MessageNetwork,
+        irreps_node_attributes: o3.Irreps,
+    ) -> None:
         super().__init__()
         self.message = message
-        self.update = SteerableMLP(irreps + irreps, irreps_node_attributes, irreps, irreps)
+        self.update = SteerableMLP(irreps + irreps_messages, irreps_node_attributes, irreps, irreps)
 
     def forward(self, features: Features, aggregated: Features, node_steering: Steering) -> Features:
         """Features of the N nodes after this round, from those before and the sums of messages."""
@@ -147,7 +164,7 @@ class SEGNN(nn.Module):
 
     What differs from the paper's code, for the sake of potentials:
 
-    - The second layer of the messages has no gate, unless `gated_messages`, so that its matrices act on sums of
+    - The second layer of the messages has no gate, unless `message_gates` is 2, so that its matrices act on sums of
       messages instead of on each; `benchmarks/README.md` shows what that costs and what it gains.
     - `message_scalars` may be any functions of the distance (a radial basis) instead of its square, and besides being
       inputs they make learned weights of the second layer's products, without which potentials learn slower.
@@ -166,7 +183,9 @@ class SEGNN(nn.Module):
     n_message_scalars : additional invariant inputs of each message
     message_weights_hidden : widths of the layers of the network from message scalars to weights of products; none for
         no weights
-    gated_messages : a gate after the second layer of the messages too, as in the paper
+    irreps_messages : of the messages, `irreps_hidden` if None; scalars alone make invariant messages
+    message_gates : 2 for a gate after each layer of the messages, as in the paper, 1 for one after the first layer, 0
+        for messages that are linear in the nodes' features
     task : "node" gives one output per node, "graph" pools them
     pooling : "sum" or "mean" over the nodes of each graph, for the task "graph"
     unit_scalar_attributes : promise that even scalars of all attributes equal 1, which saves their products
@@ -187,7 +206,8 @@ class SEGNN(nn.Module):
         n_layers: int = 3,
         n_message_scalars: int = 0,
         message_weights_hidden: Sequence[int] = (),
-        gated_messages: bool = False,
+        irreps_messages: o3.Irreps | str | None = None,
+        message_gates: Literal[0, 1, 2] = 1,
         task: Literal["node", "graph"] = "node",
         pooling: Literal["sum", "mean"] = "sum",
         unit_scalar_attributes: bool = False,
@@ -197,10 +217,13 @@ class SEGNN(nn.Module):
             raise ValueError(f"task must be 'node' or 'graph', got {task!r}")
         if pooling not in ("sum", "mean"):
             raise ValueError(f"pooling must be 'sum' or 'mean', got {pooling!r}")
+        if message_gates not in (0, 1, 2):
+            raise ValueError(f"message_gates must be 0, 1 or 2, got {message_gates!r}")
         self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
         self.irreps_node_attributes = o3.Irreps(irreps_node_attributes)
         self.irreps_edge_attributes = o3.Irreps(irreps_edge_attributes)
-        self.irreps_hidden = hidden = o3.Irreps(irreps_hidden).sort().irreps.simplify()
+        self.irreps_hidden = hidden = _sorted(irreps_hidden)
+        self.irreps_messages = messages = hidden if irreps_messages is None else _sorted(irreps_messages)
         self.n_message_scalars = n_message_scalars
         self.task, self.pooling = task, pooling
         self.unit_scalar_attributes = unit_scalar_attributes
@@ -208,12 +231,14 @@ class SEGNN(nn.Module):
         self.layers = nn.ModuleList(
             SEGNNLayer(
                 hidden,
+                messages,
                 MessageNetwork(
                     hidden,
                     self.irreps_edge_attributes,
+                    messages,
                     n_message_scalars,
                     message_weights_hidden,
-                    gated=gated_messages,
+                    gates=message_gates,
                 ),
                 self.irreps_node_attributes,
             )
@@ -281,6 +306,11 @@ class SEGNN(nn.Module):
             return pooled
         counts = sum_to(n_graphs, graph_of_node, torch.ones_like(outputs[:, 0]))
         return pooled / counts.clamp(min=1)[:, None]
+
+
+def _sorted(irreps: o3.Irreps | str) -> o3.Irreps:
+    """Sort irreps and join equal ones, so that gates find their scalars in one entry."""
+    return o3.Irreps(irreps).sort().irreps.simplify()
 
 
 def _invariant_mlp(*widths: int) -> nn.Sequential:

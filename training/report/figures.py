@@ -28,6 +28,8 @@ _HISTORY = {
     "validation_energy_RMSE_meV": "validation, energy RMSE, meV",
     "validation_forces_RMSE_meV_per_A": "validation, forces RMSE, meV/Å",
     "validation_stress_RMSE_meV_per_A3": "validation, stress RMSE, meV/Å³",
+    "validation_positions_MSE": "validation, MSE of positions",
+    "validation_forces_MSE": "validation, MSE of forces",
     "learning_rate": "learning rate",
 }
 _PARITY = {"energy_per_atom": "energy per atom, eV", "forces": "force components, eV/Å", "stress": "stress, eV/Å³"}
@@ -86,21 +88,23 @@ def error_distributions(sets: Mapping[str, Predictions]) -> Figure:
         ends = []
         for color, (data, predictions) in zip(_cycle(), sets.items(), strict=False):
             errors = 1000 * np.abs(predictions.difference(name)).ravel()
-            errors = np.sort(errors[np.isfinite(errors) & (errors > 0)])
-            if len(errors):
-                # the largest error has a share of 1/n, so that it is seen on a logarithmic axis
-                shares = 1 - np.arange(len(errors)) / len(errors)
-                shown = np.unique(np.geomspace(1, len(errors), 2000).astype(int))
-                axis.plot(errors[-shown], shares[-shown], color=color, linewidth=1.3, label=data)
-                ends.append((min(max(errors[len(errors) // 20], 1e-3 * errors[-1]), errors[-1] / 3), 1.5 * errors[-1]))
-        axis.set(
-            xscale="log", yscale="log", xlabel=f"error of {_DISTRIBUTED[name]}", ylabel="share with a larger error"
-        )
-        axis.grid(which="major", color="0.9")
+            ends += _distribution(axis, errors, color, data)
+        axis.set_xlabel(f"error of {_DISTRIBUTED[name]}")
         if ends:
             axis.set_xlim(np.min(ends), np.max(ends))
             _decimal_ticks(axis.xaxis, float(np.min(ends)), float(np.max(ends)))
             axis.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def particle_errors(targets: NDArray[np.float64], predictions: NDArray[np.float64], target: str) -> Figure:
+    """Predicted over true components of vectors (T, n, 3), and the share of particles with a larger error."""
+    figure, (left, right) = _grid(2)
+    _parity(left, targets.reshape(-1, 3), predictions.reshape(-1, 3), np.full(targets[..., 0].size, ""))
+    left.set(xlabel="simulated", ylabel="predicted")
+    left.set_title("components of displacements" if target == "positions" else "components of forces", fontsize=9)
+    [ends] = _distribution(right, np.linalg.norm(predictions - targets, axis=2).ravel(), _COLORS[0], "")
+    right.set(xlabel="length of the error vector", xlim=ends)
     return figure
 
 
@@ -162,6 +166,22 @@ def calibration(deviations: NDArray[np.float64], errors: NDArray[np.float64]) ->
     axis.set(xscale="log", yscale="log", xlabel="deviation of the committee, eV/Å", ylabel="error of the force, eV/Å")
     axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _distribution(
+    axis: Axes, errors: NDArray[np.float64], color: str, label: str
+) -> list[tuple[np.float64, np.float64]]:
+    """Draw the share of values with a larger error over errors (n,); return the range of interest, if there is any."""
+    axis.set(xscale="log", yscale="log", ylabel="share with a larger error")
+    axis.grid(which="major", color="0.9")
+    errors = np.sort(errors[np.isfinite(errors) & (errors > 0)])
+    if len(errors) == 0:
+        return []
+    # the largest error has a share of 1/n, so that it is seen on a logarithmic axis
+    shares = 1 - np.arange(len(errors)) / len(errors)
+    shown = np.unique(np.geomspace(1, len(errors), 2000).astype(int))
+    axis.plot(errors[-shown], shares[-shown], color=color, linewidth=1.3, label=label)
+    return [(min(max(errors[len(errors) // 20], 1e-3 * errors[-1]), errors[-1] / 3), 1.5 * errors[-1])]
 
 
 def _parity(axis: Axes, labels: NDArray[np.float64], predictions: NDArray[np.float64], kinds: NDArray[np.str_]) -> None:

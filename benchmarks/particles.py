@@ -1,0 +1,68 @@
+"""Mean squared errors on simulated particles over several seeds, as a row of a Markdown table.
+
+    OMP_NUM_THREADS=1 python benchmarks/particles.py charged --seeds 0 1 2 --set network.physics=false
+
+runs `training/dynamics/charged.yaml`, with these keys changed, once for each seed, as `ase-segnn train` does, and keeps
+the folders of the runs. The seed is that of weights and batches; trajectories stay the same. A run that is there already
+is not repeated but resumed, and says what it found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+from pathlib import Path
+
+import yaml
+
+from ase_segnn.training import read_recipe_file
+from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
+from ase_segnn.training.recipe import make_recipe
+
+FOLDER = Path(__file__).parents[1] / "training" / "dynamics"
+HEADER = (
+    "| system | changes | test MSE | of the seeds | validation MSE | straight motion | s/epoch |\n" + "|---" * 7 + "|"
+)
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=["charged", "gravity"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--set", dest="changes", metavar="KEY=VALUE", nargs="*", default=[], help="as of ase-segnn train"
+    )
+    parser.add_argument("--output", type=Path, default=Path("particles"), help="folder of the folders of the runs")
+    arguments = parser.parse_args()
+    raw = read_recipe_file(FOLDER / f"{arguments.system}.yaml")
+    for change in arguments.changes:
+        key, _, value = change.partition("=")
+        *sections, last = key.split(".")
+        section = raw
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = yaml.safe_load(value)
+    results = []
+    for seed in arguments.seeds:
+        recipe = make_recipe({**raw, "seed": seed}, "the recipe", DynamicsRecipe)
+        name = re.sub(r"[^\w.=-]+", "-", "-".join([arguments.system, *arguments.changes, f"seed={seed}"]))
+        folder = arguments.output / name
+        results.append(run_dynamics(recipe, folder, resume=(folder / "last.ckpt").is_file()))
+    errors = [result.errors["test MSE"] for result in results]
+    spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
+    cells = [
+        arguments.system,
+        ", ".join(arguments.changes) or "none",
+        f"{statistics.mean(errors):.5f} ± {spread:.5f}",
+        ", ".join(f"{error:.5f}" for error in errors),
+        f"{statistics.mean(result.errors['validation MSE'] for result in results):.5f}",
+        f"{list(results[0].errors.values())[-1]:.4f}",
+        f"{statistics.median(result.seconds_per_epoch for result in results):.2f}",
+    ]
+    print(f"{HEADER}\n| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

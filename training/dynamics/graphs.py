@@ -1,0 +1,112 @@
+"""Trajectories as graphs: what goes into the network, and what it should say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .datasets import INPUT_FRAME, TARGET_FRAME, nearest_neighbor_edges
+from .simulators import ChargedTrajectories, GravityTrajectories, Trajectories
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleGraphs:
+    """B graphs of n particles each, with k neighbors of each particle; all in float32.
+
+    Parameters
+    ----------
+    positions, velocities : (B, n, 3)
+    strengths : (B, n), charges or masses
+    neighbors : (B, n, k) int64, numbers of particles of the same graph
+    targets : (B, n, 3), displacements or forces
+    frames : (B,) int64, which trajectories they are
+    """
+
+    positions: Tensor
+    velocities: Tensor
+    strengths: Tensor
+    neighbors: Tensor
+    targets: Tensor
+    frames: Tensor
+
+    def n_labels(self) -> Tensor:
+        """Return the number of components of the targets, (1,) float64."""
+        return torch.tensor([self.targets.numel()], dtype=torch.float64, device=self.targets.device)
+
+    def to(self, device: torch.device | str) -> ParticleGraphs:
+        """Return this with every tensor on `device`."""
+        return ParticleGraphs(*(tensor.to(device) for tensor in self.tensors()))
+
+    def tensors(self) -> list[Tensor]:
+        """Everything in it, in the order of its fields."""
+        return list(vars(self).values())
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> ParticleGraphs:
+        """Make it again from `tensors`."""
+        return cls(*tensors)
+
+
+class ParticleSet(Dataset[ParticleGraphs]):
+    """All graphs of a set of trajectories.
+
+    Parameters
+    ----------
+    trajectories : with `INPUT_FRAME` and `TARGET_FRAME`
+    target : "positions" for the displacement between these frames, or "forces" in the second
+    n_neighbors : link each particle to its nearest ones; None links all
+    """
+
+    def __init__(self, trajectories: Trajectories, target: str, n_neighbors: int | None) -> None:
+        now, then = trajectories.index(INPUT_FRAME), trajectories.index(TARGET_FRAME)
+        positions = trajectories.positions[:, now]
+        n_trajectories, n_particles, _ = positions.shape
+        if target == "forces":
+            assert isinstance(trajectories, GravityTrajectories)
+            targets = trajectories.forces[:, then]
+        else:
+            targets = trajectories.positions[:, then] - positions
+        masses = np.ones((n_trajectories, n_particles))
+        strengths = trajectories.charges if isinstance(trajectories, ChargedTrajectories) else masses
+        if n_neighbors is None:
+            others = np.nonzero(~np.eye(n_particles, dtype=bool))[1].reshape(n_particles, n_particles - 1)
+            neighbors: NDArray[np.int64] = np.broadcast_to(others, (n_trajectories, *others.shape))
+        else:
+            _, edges = nearest_neighbor_edges(positions, n_neighbors)
+            first = n_particles * np.arange(n_trajectories)[:, None, None]
+            neighbors = edges.reshape(n_trajectories, n_particles, n_neighbors) - first
+        self._graphs = ParticleGraphs(
+            positions=_tensor(positions),
+            velocities=_tensor(trajectories.velocities[:, now]),
+            strengths=_tensor(strengths),
+            neighbors=torch.from_numpy(neighbors.copy()),
+            targets=_tensor(targets),
+            frames=torch.arange(n_trajectories),
+        )
+
+    def __len__(self) -> int:
+        return len(self._graphs.frames)
+
+    def __getitem__(self, indices: Sequence[int]) -> ParticleGraphs:
+        """Return the graphs of some trajectories."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return ParticleGraphs(*(tensor[chosen] for tensor in self._graphs.tensors()))
+
+    @property
+    def targets_rms(self) -> float:
+        """Root mean square of the components of all targets."""
+        return float(self._graphs.targets.double().square().mean().sqrt())
+
+    def in_parts(self, size: int) -> Iterator[ParticleGraphs]:
+        """Go through all trajectories, some at a time."""
+        return (self[range(first, min(first + size, len(self)))] for first in range(0, len(self), size))
+
+
+def _tensor(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(values).to(torch.float32)

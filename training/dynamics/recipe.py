@@ -1,0 +1,84 @@
+"""The recipe of a network that learns to predict simulated particles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..recipe import FitSection, PositiveInt, RunSection, Section
+
+
+class SystemSection(Section):
+    """What is simulated and what is learned from it.
+
+    Parameters
+    ----------
+    kind : "charged" for `ChargedSystem`, where each particle sees all others; "gravity" for `GravitySystem`, where it
+        sees its nearest neighbors
+    target : "positions" in `TARGET_FRAME`, or "forces" there, of gravity only
+    train, validation, test : numbers of trajectories
+    seed : of the trajectories
+    neighbors : of each particle, for gravity
+    cache : folder for the trajectories; by default the user's cache folder
+    """
+
+    kind: Literal["charged", "gravity"]
+    target: Literal["positions", "forces"] = "positions"
+    train: PositiveInt = 3000
+    validation: PositiveInt = 2000
+    test: PositiveInt = 2000
+    seed: Annotated[int, Field(ge=0)] = 0
+    neighbors: PositiveInt = 6
+    cache: Path | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> SystemSection:
+        if self.kind == "charged" and self.target == "forces":
+            raise ValueError("forces are a target of gravity only, charged particles are stored without theirs")
+        return self
+
+
+class NetworkSection(Section):
+    """The network; by default that of the SEGNN paper.
+
+    Parameters
+    ----------
+    width : the features have as many copies of each degree as give their products with the attributes no fewer weights
+        than a layer of this width has without steering, see `ase_segnn.training.dynamics.network.balanced_irreps`
+    l_max : highest degree of the features
+    l_max_attributes : highest degree of the attributes
+    n_layers : rounds of messages
+    physics : velocities are part of the nodes' attributes, not only of the features at input
+    messages : "steerable"; "linear", without gates; or "invariant", of scalars only
+    message_weights_hidden : widths of the hidden layers of the network that makes weights of the messages' products
+        from distance and charges; none in the paper
+    """
+
+    width: PositiveInt = 64
+    l_max: Annotated[int, Field(ge=0, le=6)] = 1
+    l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 1
+    n_layers: PositiveInt = 4
+    physics: bool = True
+    messages: Literal["steerable", "linear", "invariant"] = "steerable"
+    message_weights_hidden: tuple[PositiveInt, ...] = ()
+
+
+class DynamicsRecipe(RunSection):
+    """A whole training run on simulated particles. These keys are added to those of `RunSection`.
+
+    Parameters
+    ----------
+    system, network : see the classes
+    """
+
+    system: SystemSection
+    network: NetworkSection = NetworkSection()
+
+    @field_validator("optimization")
+    @classmethod
+    def _check_schedule(cls, section: FitSection) -> FitSection:
+        if section.batch_size is None:
+            raise ValueError("batch_size is needed: the number of trajectories per step")
+        return section

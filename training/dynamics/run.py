@@ -1,0 +1,156 @@
+"""A training run on simulated particles, from recipe to network and report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pooch
+import torch
+from numpy.typing import NDArray
+
+from ..fit import check_logger, fit, with_epochs, worth_compiling
+from ..folder import RunFiles, provenance_of
+from .datasets import INPUT_FRAME, TARGET_FRAME, charged_dataset, gravity_dataset
+from .graphs import ParticleSet
+from .module import AT_A_TIME, ParticleModule
+from .network import ParticleNetwork, save_network
+from .recipe import DynamicsRecipe, SystemSection
+from .report import Findings, write_report
+from .simulators import ChargedSystem, GravitySystem
+
+logger = logging.getLogger(__name__)
+
+_SIMPLEST = {"positions": "test MSE of straight motion", "forces": "test MSE of no force"}
+
+
+@dataclass(frozen=True)
+class DynamicsResult:
+    """What a finished run leaves.
+
+    Parameters
+    ----------
+    network : the network, on the CPU, with the weights that validated best
+    errors : measure -> mean squared error over components: of the network on test and validation trajectories, and of
+        straight motion (or no force) on test trajectories
+    seconds_per_epoch : median over epochs, validation included where there was one
+    files : what the files for a reader are -> where they are
+    """
+
+    network: ParticleNetwork
+    errors: dict[str, float]
+    seconds_per_epoch: float
+    files: dict[str, Path]
+
+
+def run_dynamics(
+    recipe: DynamicsRecipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> DynamicsResult:
+    """Train a network to predict particles, by a recipe.
+
+    The folder `output` receives
+
+    - ``<name>.safetensors``, the network, for `load_network`, and ``report.html``, its errors;
+    - ``recipe.yaml``, the recipe with everything settled;
+    - ``metrics.csv``, losses and errors on validation trajectories, and ``last.ckpt``, from which an interrupted run
+      resumes.
+
+    Trajectories are simulated at the first run that needs them. Test trajectories are evaluated once, at the end, with
+    the weights that validated best.
+
+    Parameters and errors are those of `ase_segnn.training.run_recipe`.
+    """
+    files = RunFiles(output or Path(recipe.name), recipe.name)
+    files.check(resume=resume, overwrite=overwrite)
+    check_logger(recipe)
+    sets = particle_sets(recipe.system)
+    recipe = _settled(recipe, len(sets["train"]))
+    with files.reserved():
+        files.check(resume=resume, overwrite=overwrite)
+        if overwrite and not resume:
+            files.forget()
+        provenance = provenance_of(recipe, {})
+        files.write_recipe(recipe)
+        with torch.random.fork_rng():  # the caller's random numbers stay as they are
+            torch.manual_seed(recipe.seed)
+            network = ParticleNetwork(recipe.network, sets["train"].targets_rms)
+        n_weights = sum(parameter.numel() for parameter in network.parameters())
+        logger.info("%s: %d trajectories, %d weights to fit", recipe.name, len(sets["train"]), n_weights)
+        module = ParticleModule(network, sets["train"], sets["validation"], recipe)
+        result = fit(module, recipe, files.folder, resume=resume)
+        network = network.cpu().requires_grad_(False).eval()
+        about = {"provenance": provenance.model_dump(mode="json")}
+        save_network(network, files.potential, about)  # whatever comes later
+        targets, predictions = predict(network, sets["test"])
+        errors = {
+            "test MSE": mean_square(predictions - targets),
+            "validation MSE": mean_square(np.subtract(*predict(network, sets["validation"]))),
+            _SIMPLEST[recipe.system.target]: mean_square(_simplest(recipe.system, sets["test"]) - targets),
+        }
+        save_network(network, files.potential, {**about, "errors": errors})
+        times = np.diff([0.0, *(row["seconds"] for row in result.history)])
+        findings = Findings(
+            errors=errors,
+            targets=targets,
+            predictions=predictions,
+            history=result.history,
+            facts={
+                "weights": f"{n_weights:,}",
+                "features": str(network.segnn.irreps_hidden),
+                "epochs": f"{len(result.history)}, {np.median(times):.2f} s each",
+                "commit": provenance.commit or "unknown",
+                **provenance.versions,
+            },
+        )
+        write_report(files.report, recipe, findings)
+        return DynamicsResult(
+            network, errors, float(np.median(times)), {"network": files.potential, "report": files.report}
+        )
+
+
+def particle_sets(system: SystemSection) -> dict[str, ParticleSet]:
+    """Simulate, or read, the trajectories of a recipe: train, validation and test."""
+    folder = system.cache or Path(pooch.os_cache("ase-segnn")) / "dynamics"
+    make = charged_dataset if system.kind == "charged" else gravity_dataset
+    trajectories = make(
+        folder,
+        seed=system.seed,
+        n_train=system.train,
+        n_validation=system.validation,
+        n_test=system.test,
+        frames=(INPUT_FRAME, TARGET_FRAME),
+    )
+    n_neighbors = None if system.kind == "charged" else system.neighbors
+    return {name: ParticleSet(found, system.target, n_neighbors) for name, found in trajectories.items()}
+
+
+def predict(network: ParticleNetwork, particles: ParticleSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Evaluate a network on the CPU: targets and predictions, (T, n, 3) each."""
+    with torch.no_grad():
+        pairs = [(part.targets, network(part)) for part in particles.in_parts(AT_A_TIME)]
+    targets, predictions = (torch.cat(tensors).double().numpy() for tensors in zip(*pairs, strict=True))
+    return targets, predictions
+
+
+def mean_square(differences: NDArray[np.float64]) -> float:
+    """Mean over all components."""
+    return float(np.square(differences).mean())
+
+
+def _simplest(system: SystemSection, particles: ParticleSet) -> NDArray[np.float64]:
+    """Predict what needs no learning, (T, n, 3): every particle goes on as it is, or feels no force."""
+    kind = ChargedSystem() if system.kind == "charged" else GravitySystem()
+    duration = (TARGET_FRAME - INPUT_FRAME) * kind.steps_per_frame * kind.time_step
+    velocities = particles[range(len(particles))].velocities.double().numpy()
+    return velocities * (duration if system.target == "positions" else 0.0)
+
+
+def _settled(recipe: DynamicsRecipe, n_train: int) -> DynamicsRecipe:
+    optimization = with_epochs(recipe.optimization)
+    assert optimization.batch_size is not None
+    compile_it = recipe.compile
+    if compile_it == "auto":
+        compile_it = worth_compiling(optimization, n_train / optimization.batch_size)
+    return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})

@@ -1,0 +1,135 @@
+"""The folder of a run: where its files are, who may write there, and what they say about their origin."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ase_segnn.files import written_whole
+from ase_segnn.potential_file import Provenance
+
+from .fit import CHECKPOINT, CURVE
+from .recipe import RunSection
+
+_RECORDED = ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where things are in the folder of a run.
+
+    Parameters
+    ----------
+    folder : of the run
+    name : of the potential
+    n_members : of the committee, 1 for a single potential
+    """
+
+    folder: Path
+    name: str
+    n_members: int = 1
+
+    @property
+    def potential(self) -> Path:
+        """The potential file."""
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.folder / f"{self.name}.md"
+
+    @property
+    def recipe(self) -> Path:
+        """The settled recipe."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def audit(self) -> Path:
+        """The audit of the data."""
+        return self.folder / "audit.md"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.folder / "report.html"
+
+    @property
+    def members(self) -> list[Path]:
+        """Folders with checkpoint and learning curve of each fit."""
+        if self.n_members == 1:
+            return [self.folder]
+        return [self.folder / f"member-{number + 1}" for number in range(self.n_members)]
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Make sure that nothing is lost in the folder that should be kept, and that there is what is resumed."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"'{self.folder}' is a file, and no folder for a run; choose another output or name")
+        checkpoint = self.members[0] / CHECKPOINT
+        if resume and not checkpoint.is_file():
+            raise FileNotFoundError(f"no checkpoint '{checkpoint}' to resume from; leave out the option to start a run")
+        kept = [checkpoint, self.potential, self.card, *self.folder.glob(f"member-*/{CHECKPOINT}")]
+        if not (resume or overwrite) and any(path.exists() for path in kept):
+            raise FileExistsError(
+                f"'{self.folder}' holds a run already; resume it, overwrite it, or choose another folder"
+            )
+
+    def forget(self) -> None:
+        """Remove what a run before has left."""
+        for path in (self.potential, self.card, self.report, self.audit, self.recipe):
+            path.unlink(missing_ok=True)
+        for folder in (self.folder, *self.folder.glob("member-*")):
+            for name in (CHECKPOINT, CURVE):
+                (folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Keep the folder, which is made if there is none, to this run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise FileExistsError(f"another run is using '{self.folder}'; choose another folder") from error
+
+    def write_recipe(self, recipe: RunSection) -> None:
+        """Write the settled recipe."""
+        with written_whole(self.recipe) as path:
+            path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def provenance_of(recipe: RunSection, checksums: dict[str, str]) -> Provenance:
+    """Say where a result comes from, before its errors are known."""
+    return Provenance(
+        recipe=recipe.model_dump(mode="json"),
+        data=checksums,
+        commit=current_commit(),
+        seed=recipe.seed,
+        versions={name: version(name) for name in _RECORDED},
+        created=now(),
+    )
+
+
+def now() -> str:
+    """Return date and time, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def current_commit() -> str | None:
+    """Return the commit of the code in use, marked if it was changed since; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*command, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + (" with local changes" if status.stdout.strip() else "")

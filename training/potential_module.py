@@ -1,0 +1,121 @@
+"""A potential in training: its batches, weights of labels, and errors on validation frames."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ase_segnn.model.potential import Potential
+
+from .batches import BatchLimits, LabeledGraph, divide, padded_batch
+from .data import Subset
+from .frames import LABELS
+from .module import Measure, TrainingModule, fit_settings
+from .recipe import Recipe
+from .step import PotentialLoss
+
+_UNITS = {"energy": ("meV", "meV"), "forces": ("meV/Å", "meV_per_A"), "stress": ("meV/Å³", "meV_per_A3")}
+_VALIDATION_LIMITS = BatchLimits(structures=25, atoms=2000, edges=10000)  # of what is evaluated at a time
+
+
+class PotentialModule(TrainingModule):
+    """Optimizes a potential.
+
+    Parameters
+    ----------
+    potential : its parameters that require gradients are fitted
+    training, validation : frames with their graphs
+    recipe : settled, see `ase_segnn.training.run`
+    """
+
+    def __init__(self, potential: Potential, training: Subset, validation: Subset, recipe: Recipe) -> None:
+        optimization, store = recipe.optimization, training.store
+        frames = [[subset.store.path.name, *subset.indices.tolist()] for subset in (training, validation)]
+        identity = {
+            "frames": hashlib.sha256(json.dumps(frames).encode()).hexdigest(),
+            "elements, energies or network": potential.config.model_dump(mode="json"),
+        }
+        with_stress = bool(optimization.stress_weight)
+        loss = PotentialLoss(potential, optimization.loss, optimization.huber_delta, stress=with_stress)
+        super().__init__(loss, potential, len(LABELS), fit_settings(recipe, **identity))
+        self._optimization, self._with_stress = optimization, with_stress
+        self._training, self._validation = training, validation
+        self._limits = BatchLimits.of(
+            store.n_atoms[training.indices],
+            store.n_edges[training.indices],
+            batch_size=optimization.batch_size,
+            batch_edges=optimization.batch_edges,
+        )
+        self._a_number = int(training.store.numbers(int(training.indices[0]))[0])  # of an atom that only fills up
+
+    def train_dataloader(self) -> DataLoader[LabeledGraph]:
+        """Batches of this process in an order that depends on seed and epoch alone; made anew for each epoch."""
+        store, world = self._training.store, self.trainer.world_size
+        random = np.random.default_rng([self.settings.seed, self.current_epoch])
+        order = self._training.indices[random.permutation(len(self._training))]
+        batches = divide(order, store.n_atoms, store.n_edges, self._limits)
+        n_steps = math.ceil(len(batches) / world)
+        mine = batches[self.trainer.global_rank :: world]
+        mine += [[]] * (n_steps - len(mine))
+        collate = self._batch
+        if self.settings.compile:
+            collate = padded_batch(self._limits, store.cutoff, self._a_number)
+        return DataLoader(self._training, batch_sampler=mine, collate_fn=collate)
+
+    def _batch(self, parts: list[LabeledGraph]) -> LabeledGraph:
+        """Batch graphs, of which there may be none if there are more processes than batches."""
+        return LabeledGraph.batch(parts or [LabeledGraph.padding(1, 0, self._training.store.cutoff, self._a_number)])
+
+    def val_dataloader(self) -> DataLoader[LabeledGraph]:
+        """Share of the validation frames of this process, in their order."""
+        store = self._validation.store
+        mine = self._validation.indices[self.trainer.global_rank :: self.trainer.world_size]
+        batches = divide(mine, store.n_atoms, store.n_edges, _VALIDATION_LIMITS)
+        return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
+
+    def weights(self, progress: float) -> list[float]:
+        """Weights of energies, forces and stresses, from start to end along geometric series."""
+        weights = []
+        for label in LABELS:
+            start, end = (getattr(self._optimization, f"{label}_weight{suffix}") for suffix in ("", "_end"))
+            weights.append(float(start if end is None else start * (end / start) ** progress))
+        return weights
+
+    def examine(self, batch: LabeledGraph) -> Tensor:
+        """Penalties, squared errors and their numbers."""
+        assert isinstance(self.loss, PotentialLoss)
+        prediction = self.loss.potential.predict(batch.graph, stress=self._with_stress)
+        squares = torch.zeros(len(LABELS), dtype=torch.float64, device=self.device)
+        for column, label in enumerate(LABELS):
+            if label == "stress" and not self._with_stress:
+                continue
+            known = getattr(batch, f"{label}_weights") > 0
+            errors = (getattr(prediction, label) - getattr(batch, label))[known]
+            if label == "stress":  # the six components that evaluation counts
+                errors = errors[:, (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)] / math.sqrt(6)
+            squares[column] = errors.square().sum()
+        return torch.stack([self.loss.penalties(prediction, batch), squares, batch.n_labels()])
+
+    def measures(self, mean_squares: Sequence[float | None]) -> list[Measure]:
+        """Root mean square errors of the labels that are learned."""
+        found = []
+        for label, mean_square in zip(LABELS, mean_squares, strict=True):
+            if mean_square is not None and (label != "stress" or self._with_stress):
+                unit, name = _UNITS[label]
+                found.append(Measure(f"{label}_RMSE_{name}", 1e3 * math.sqrt(mean_square), unit))
+        return found
+
+    def source(self, frame: int, *, validation: bool = False) -> str:
+        """File and number of a frame."""
+        return (self._validation if validation else self._training).store.frame(frame).source
+
+    def single(self, frame: int) -> LabeledGraph:
+        """Graph of a training frame."""
+        return self._training[frame]
