@@ -33,11 +33,13 @@ _Floats = NDArray[np.float64]
 POSITIVE, NEGATIVE = "#e07b39", "#2f6f9f"  # colors of the sign of a function
 _ZERO_COLOR = "#f3efe9"
 _LARGEST_RADIUS = 0.62  # Å, less than half a bond between heavy atoms
-_ATOM_RADIUS, _BOND_RADIUS = 0.13, 0.045  # Å
+_ATOM_RADIUS, _BOND_RADIUS = 0.11, 0.045  # Å
 _BOND_COLOR = (0.62, 0.62, 0.62)
 _BOND_STRETCH = 1.25  # atoms closer than this many times the sum of their covalent radii are joined
 _LIGHT = np.array([-0.4, 0.6, 0.7]) / np.linalg.norm([-0.4, 0.6, 0.7])  # towards the light, in the picture
 _AMBIENT = 0.45
+_MARGIN = 0.8  # Å around the atoms of a panel
+_FIGURE_WIDTH = 8.4  # inches
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +136,10 @@ def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
     inputs: list[Tensor] = []
     features: list[Tensor] = []
     hooks = [network.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))]
-    for module in (network.embedding, *network.rounds):
-        hooks.append(module.register_forward_hook(lambda _module, _inputs, output: features.append(flatten(output))))
+    hooks += [
+        module.register_forward_hook(lambda _module, _arguments, output: features.append(flatten(output)))
+        for module in (network.embedding, *network.rounds)
+    ]
     try:
         with torch.no_grad():
             potential(AtomicGraph.from_atoms(atoms, potential.cutoff, device=potential.one_hot.device))
@@ -163,7 +167,8 @@ def tilted_view(about_x: float = -38.0, about_z: float = 12.0) -> _Floats:
     x, z = np.radians([about_x, about_z])
     turn = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
     tilt = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
-    return tilt @ turn
+    view: _Floats = tilt @ turn
+    return view
 
 
 def plot_glyphs(
@@ -173,13 +178,13 @@ def plot_glyphs(
     *,
     size: float | None = None,
     view: _Floats | None = None,
-    resolution: int = 28,
+    resolution: int = 24,
 ) -> PolyCollection:
     """Draw each vector as a surface around its center: as far away as its function is large, colored by the sign.
 
     Parameters
     ----------
-    axes : plain ones, with equal scales
+    axes : plain ones; their scales are made equal
     vectors : see `SteerableVectors.on_sphere`
     centers : (n, 3) Å
     size : Å, the distance at which the function is 1 or -1; by default, the farthest point is at 0.62 Å
@@ -196,7 +201,7 @@ def plot_molecule(
     *,
     size: float | None = None,
     view: _Floats | None = None,
-    resolution: int = 28,
+    resolution: int = 24,
 ) -> PolyCollection:
     """Draw one glyph at each atom, and bonds between them; other arguments are those of `plot_glyphs`.
 
@@ -215,10 +220,8 @@ def plot_molecule(
     view = tilted_view() if view is None else view
     x = atoms.positions
     parts = [_glyphs(vectors, x, size, resolution), _balls(atoms), _tubes(x, _bonds(atoms))]
-    collection = _draw(axes, parts, view)
-    axes.set(aspect="equal")
     axes.set_axis_off()
-    return collection
+    return _draw(axes, parts, view)
 
 
 def glyph_figure(
@@ -227,7 +230,7 @@ def glyph_figure(
     *,
     size: float | None = None,
     view: _Floats | None = None,
-    resolution: int = 28,
+    resolution: int = 24,
 ) -> Figure:
     """Draw molecules in rows and columns, all in one scale of lengths; other arguments are those of `plot_glyphs`.
 
@@ -239,22 +242,21 @@ def glyph_figure(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    columns = list(next(iter(panels.values())))
     view = tilted_view() if view is None else view
-    everything = [panel for row in panels.values() for panel in row.values()]
-    seen = [atoms.positions @ view[:2].T for atoms, _ in everything]
-    width, height = (max(np.ptp(x[:, k]) for x in seen) / 2 + 0.8 for k in range(2))
-    scale = 8.0 / (len(columns) * 2 * width)  # inches per Å
-    shape = (8.4, len(panels) * 2 * height * scale + 1.0)
-    figure = Figure(figsize=shape, dpi=130, layout="constrained")
-    grid = figure.subplots(len(panels), len(columns), squeeze=False)
-    for row, (name, of_row) in zip(grid, panels.items(), strict=True):
-        for axes, column, points in zip(row, columns, seen, strict=False):
-            plot_molecule(axes, *of_row[column], size=size, view=view, resolution=resolution)
-            x, y = (points.min(axis=0) + points.max(axis=0)) / 2
-            axes.set(xlim=(x - width, x + width), ylim=(y - height, y + height))
+    n_columns = len(next(iter(panels.values())))
+    seen = [[atoms.positions @ view[:2].T for atoms, _ in row.values()] for row in panels.values()]
+    half = np.max([np.ptp(points, axis=0) for row in seen for points in row], axis=0) / 2 + _MARGIN
+    inches = np.array([1, half[1] / half[0]]) * _FIGURE_WIDTH / n_columns  # of one panel
+    figure_size = (_FIGURE_WIDTH, float(len(panels) * inches[1]) + 1.0)
+    figure = Figure(figsize=figure_size, dpi=90, layout="constrained")
+    grid = figure.subplots(len(panels), n_columns, squeeze=False)
+    for row, (name, of_row), points_of_row in zip(grid, panels.items(), seen, strict=True):
+        for axes, (column, panel), points in zip(row, of_row.items(), points_of_row, strict=True):
+            plot_molecule(axes, *panel, size=size, view=view, resolution=resolution)
+            middle = (points.min(axis=0) + points.max(axis=0)) / 2
+            (left, bottom), (right, top) = middle - half, middle + half
+            axes.set(xlim=(left, right), ylim=(bottom, top))
             axes.set_title(f"{name}, {column}" if name else column, fontsize=10)
-        seen = seen[len(columns) :]
     figure.suptitle(title, fontsize=12)
     signs = [Patch(color=POSITIVE, label="f > 0"), Patch(color=NEGATIVE, label="f < 0")]
     figure.legend(handles=signs, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -300,7 +302,7 @@ def _glyphs(vectors: SteerableVectors, centers: _Floats, size: float | None, res
     return _Facets(points, colormap((1 + strength) / 2)[..., :3])
 
 
-def _balls(atoms: Atoms, resolution: int = 8) -> _Facets:
+def _balls(atoms: Atoms, resolution: int = 12) -> _Facets:
     points = atoms.positions[:, None, None, :] + _ATOM_RADIUS * _sphere(resolution)
     return _Facets(points, jmol_colors[atoms.numbers][:, None, None, :])
 
@@ -338,7 +340,9 @@ def _draw(axes: Axes, parts: list[_Facets], view: _Floats) -> PolyCollection:
     corners, colors, normals = corners[order], colors[order], normals[order]
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     shade = _AMBIENT + (1 - _AMBIENT) * np.clip(normals @ _LIGHT, 0, None)
-    options: dict[str, Any] = {"facecolors": colors * shade[:, None], "edgecolors": "face", "linewidths": 0.3}
+    options: dict[str, Any] = {"facecolors": colors * shade[:, None], "edgecolors": "face", "linewidths": 0.6}
     collection = PolyCollection(corners[:, :, :2], **options)
     axes.add_collection(collection)
+    axes.set_aspect("equal")
+    axes.autoscale_view()
     return collection

@@ -1,4 +1,4 @@
-"""Draw the pictures of `segnn.md`, from a trained potential: `python docs/glyphs.py`, in the folder of the repository."""
+"""Draw the pictures of `segnn.md` from a trained potential: `python docs/glyphs.py`."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from ase_segnn.plots import save_figure
 from ase_segnn.potentials import path_of
 
 ROOT = Path(__file__).resolve().parents[1]
-CHANNEL = 5
-STAGES = ("after the embedding", "after round 1", "after round 2", "after round 3")
+CHANNEL = 19
+STAGES = {"after the embedding": 0, "after round 1": 1, "after round 3, the last": 3}
 
 
 def main(folder: Path = ROOT / "docs") -> None:
@@ -21,11 +21,11 @@ def main(folder: Path = ROOT / "docs") -> None:
     potential.double()
     molecule = ase.io.read(ROOT / "tests/data/acetylacetone.xyz")
     turned = molecule.copy()
-    turned.rotate(65, (0.3, -0.5, 1))
-    structures = {"original": molecule, "rotated by 65°": turned}
+    turned.rotate(80, (1, 0.2, 0.5))
+    structures = {"original": molecule, "rotated by 80°": turned}
     vectors = {name: node_vectors(potential, atoms) for name, atoms in structures.items()}
 
-    neighborhood = [2, 1, 3, 10]  # a carbon atom and those bonded to it
+    neighborhood = [5, 1, 14]  # the oxygen atom of the hydroxyl group and those bonded to it
     rows = {}
     for name, atoms in structures.items():
         values = vectors[name].attributes.values[neighborhood].clone()
@@ -33,18 +33,18 @@ def main(folder: Path = ROOT / "docs") -> None:
         attribute = SteerableVectors(values, vectors[name].attributes.irreps)
         by_degree = {f"l = {degree}": attribute.degree(degree) for degree in range(3)} | {"sum": attribute}
         rows[name] = {column: (atoms[neighborhood], part) for column, part in by_degree.items()}
-    figure = glyph_figure(rows, "The attribute of one carbon atom, degree by degree", size=0.42)
+    figure = glyph_figure(rows, "Attribute of the oxygen atom of the hydroxyl group, degree by degree", size=0.3)
     save_figure(figure, folder / "glyphs-degrees.png")
 
     row = {name: (atoms, vectors[name].attributes) for name, atoms in structures.items()}
-    figure = glyph_figure({"": row}, "Attributes of all atoms of acetylacetone: what steers")
+    figure = glyph_figure({"": row}, "Attributes of the atoms of acetylacetone, l = 0 to 2")
     save_figure(figure, folder / "glyphs-attributes.png")
 
     rows = {
         stage: {name: (atoms, vectors[name].features[k].channel(CHANNEL)) for name, atoms in structures.items()}
-        for k, stage in enumerate(STAGES)
+        for stage, k in STAGES.items()
     }
-    figure = glyph_figure(rows, f"Features in acac-pbe: channel {CHANNEL}, l = 0 and l = 1, of the {64} at each atom")
+    figure = glyph_figure(rows, f"Features inside acac-pbe: channel {CHANNEL}, l = 0 and l = 1")
     save_figure(figure, folder / "glyphs-features.png")
 
 
