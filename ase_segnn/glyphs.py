@@ -131,6 +131,11 @@ def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
     ----------
     potential : on any device, of any dtype; the vectors have the same
     atoms : of its elements
+
+    Raises
+    ------
+    IndexError
+        If an element is not among those of the potential.
     """
     network = potential.network
     inputs: list[Tensor] = []

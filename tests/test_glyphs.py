@@ -130,6 +130,12 @@ def test_errors_say_what_is_wrong():
         plot_molecule(Figure().subplots(), molecule(), h)
 
 
+def test_an_unknown_element_is_an_error(acac):
+    with pytest.raises(IndexError):
+        node_vectors(acac, Atoms("N2", [[0, 0, 0], [0, 0, 1.1]]))
+    assert not acac.network._forward_pre_hooks
+
+
 def test_recording_changes_nothing(acac):
     atoms = molecule()
     first, second = (all_vectors(node_vectors(acac, atoms)) for _ in range(2))
@@ -161,6 +167,16 @@ def test_a_glyph_points_where_its_function_is_large():
     np.testing.assert_allclose(outline(h, front), [0.62, 0], atol=1e-12)
     quarter_turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
     np.testing.assert_allclose(outline(h, quarter_turn), [0, 0.62], atol=1e-12)
+
+
+def test_a_lone_atom_is_a_sphere():
+    atoms, potential = systems()["lone atom"], random_potential(CONFIGS["with ZBL"])
+    attributes = node_vectors(potential, atoms).attributes
+    assert attributes.values.tolist() == [[1, 0, 0, 0]]
+    axes = Figure().subplots()
+    drawn = plot_molecule(axes, atoms, attributes, size=0.4)
+    points = np.concatenate([path.vertices for path in drawn.get_paths()])
+    assert np.linalg.norm(points, axis=1).max() == pytest.approx(0.4, rel=0.01)
 
 
 def test_views_are_rotations():
