@@ -24,7 +24,7 @@ LAYERS = [
     {"model"},
     {"evaluator", "potential_file", "potentials", "uncertainty"},
     {"calculator"},
-    {"evaluation", "plots", "selection"},
+    {"evaluation", "glyphs", "plots", "selection"},
     {"cli", "training"},
     {"__main__"},
 ]

@@ -1,0 +1,353 @@
+"""Glyphs: steerable vectors drawn as functions on the sphere, and those that a network holds at each atom.
+
+Pictures are seen from a fixed direction, in plain axes of matplotlib, which is imported when one is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.data.colors import jmol_colors
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ase_segnn._e3nn import o3
+from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.angular import SphericalHarmonics
+from ase_segnn.model.potential import Potential
+from ase_segnn.model.steerable import flatten
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+
+_Floats = NDArray[np.float64]
+
+POSITIVE, NEGATIVE = "#e07b39", "#2f6f9f"  # colors of the sign of a function
+_ZERO_COLOR = "#f3efe9"
+_LARGEST_RADIUS = 0.62  # Å, less than half a bond between heavy atoms
+_ATOM_RADIUS, _BOND_RADIUS = 0.11, 0.045  # Å
+_BOND_COLOR = (0.62, 0.62, 0.62)
+_BOND_STRETCH = 1.25  # atoms closer than this many times the sum of their covalent radii are joined
+_LIGHT = np.array([-0.4, 0.6, 0.7]) / np.linalg.norm([-0.4, 0.6, 0.7])  # towards the light, in the picture
+_AMBIENT = 0.45
+_MARGIN = 0.8  # Å around the atoms of a panel
+_FIGURE_WIDTH = 8.4  # inches
+
+
+@dataclass(frozen=True, eq=False)
+class SteerableVectors:
+    """Steerable vectors, one per row, all of the same irreps.
+
+    Parameters
+    ----------
+    values : (n, irreps.dim) in e3nn's flat layout
+    irreps : what they are made of
+    """
+
+    values: Tensor
+    irreps: o3.Irreps
+
+    def channel(self, index: int) -> SteerableVectors:
+        """Take one channel of each entry of the irreps that has it.
+
+        Raises
+        ------
+        ValueError
+            If none has it.
+        """
+        entries = list(zip(self.irreps.slices(), self.irreps, strict=True))
+        chosen = [(s.start + index * ir.dim, ir) for s, (mul, ir) in entries if 0 <= index < mul]
+        if not chosen:
+            raise ValueError(f"no entry of {self.irreps} has a channel {index}; channels are counted from 0")
+        return SteerableVectors(
+            torch.cat([self.values[:, start : start + ir.dim] for start, ir in chosen], dim=1),
+            o3.Irreps([(1, ir) for _, ir in chosen]),
+        )
+
+    def degree(self, degree: int) -> SteerableVectors:
+        """Set all other degrees to zero."""
+        kept = [float(ir.l == degree) for mul, ir in self.irreps for _ in range(mul * ir.dim)]
+        return SteerableVectors(self.values * self.values.new_tensor(kept), self.irreps)
+
+    def on_sphere(self, directions: Tensor) -> Tensor:
+        r"""Evaluate each vector h as a function of the direction, which turns with it: :math:`f_{Rh}(R n) = f_h(n)`.
+
+        .. math:: f_h(\mathbf n) = \sum_l h_l \cdot Y_l(\mathbf n)
+
+        Channels of one degree are added.
+
+        Parameters
+        ----------
+        directions : (m, 3) float64, unit vectors
+
+        Returns
+        -------
+        (n, m) float64
+
+        Raises
+        ------
+        ValueError
+            If an entry has another parity than its spherical harmonics, such as ``1e``: no such function changes as
+            it does in a reflection.
+        """
+        odd_ones = [str(ir) for _, ir in self.irreps if ir.p != (-1) ** ir.l]
+        if odd_ones:
+            raise ValueError(
+                f"functions on the sphere have the irreps 0e, 1o, 2e, 3o, ..., got also {', '.join(odd_ones)}; "
+                "choose entries of the others"
+            )
+        harmonics = SphericalHarmonics(max(1, self.irreps.lmax)).double()(directions)  # (m, (l_max + 1)²)
+        columns = [k for mul, ir in self.irreps for _ in range(mul) for k in range(ir.l**2, (ir.l + 1) ** 2)]
+        values: Tensor = self.values.double() @ harmonics[:, columns].T
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class NodeVectors:
+    """What a network holds at each of N atoms.
+
+    Parameters
+    ----------
+    attributes : what steers updates and readout
+    features : after the embedding, then after each round of messages
+    """
+
+    attributes: SteerableVectors
+    features: list[SteerableVectors]
+
+
+def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
+    """Evaluate a potential and record the attributes and features of the atoms on the way.
+
+    Parameters
+    ----------
+    potential : on any device, of any dtype; the vectors have the same
+    atoms : of its elements
+
+    Raises
+    ------
+    IndexError
+        If an element is not among those of the potential.
+    """
+    network = potential.network
+    inputs: list[Tensor] = []
+    features: list[Tensor] = []
+    hooks = [network.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))]
+    hooks += [
+        module.register_forward_hook(lambda _module, _arguments, output: features.append(flatten(output)))
+        for module in (network.embedding, *network.rounds)
+    ]
+    try:
+        with torch.no_grad():
+            potential(AtomicGraph.from_atoms(atoms, potential.cutoff, device=potential.one_hot.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _, attributes, *_ = inputs
+    return NodeVectors(
+        SteerableVectors(attributes, network.irreps_node_attributes),
+        [SteerableVectors(x, network.irreps_hidden) for x in features],
+    )
+
+
+def tilted_view(about_x: float = -38.0, about_z: float = 12.0) -> _Floats:
+    """Direction to look from: the structure is turned about its z axis, then about the picture's horizontal.
+
+    Parameters
+    ----------
+    about_x, about_z : degrees
+
+    Returns
+    -------
+    (3, 3), rows are the picture's axes to the right, upwards and towards the viewer
+    """
+    x, z = np.radians([about_x, about_z])
+    turn = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
+    tilt = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
+    view: _Floats = tilt @ turn
+    return view
+
+
+def plot_glyphs(
+    axes: Axes,
+    vectors: SteerableVectors,
+    centers: _Floats,
+    *,
+    size: float | None = None,
+    view: _Floats | None = None,
+    resolution: int = 24,
+) -> PolyCollection:
+    """Draw each vector as a surface around its center: as far away as its function is large, colored by the sign.
+
+    Parameters
+    ----------
+    axes : plain ones; their scales are made equal
+    vectors : see `SteerableVectors.on_sphere`
+    centers : (n, 3) Å
+    size : Å, the distance at which the function is 1 or -1; by default, the farthest point is at 0.62 Å
+    view : see `tilted_view`
+    resolution : facets from pole to pole
+    """
+    return _draw(axes, [_glyphs(vectors, centers, size, resolution)], tilted_view() if view is None else view)
+
+
+def plot_molecule(
+    axes: Axes,
+    atoms: Atoms,
+    vectors: SteerableVectors,
+    *,
+    size: float | None = None,
+    view: _Floats | None = None,
+    resolution: int = 24,
+) -> PolyCollection:
+    """Draw one glyph at each atom, and bonds between them; other arguments are those of `plot_glyphs`.
+
+    Parameters
+    ----------
+    atoms : drawn as they are, without periodic images
+    vectors : one per atom
+
+    Raises
+    ------
+    ValueError
+        If there is another number of vectors.
+    """
+    if len(vectors.values) != len(atoms):
+        raise ValueError(f"one vector per atom is needed, got {len(vectors.values)} for {len(atoms)} atoms")
+    view = tilted_view() if view is None else view
+    x = atoms.positions
+    parts = [_glyphs(vectors, x, size, resolution), _balls(atoms), _tubes(x, _bonds(atoms))]
+    axes.set_axis_off()
+    return _draw(axes, parts, view)
+
+
+def glyph_figure(
+    panels: Mapping[str, Mapping[str, tuple[Atoms, SteerableVectors]]],
+    title: str,
+    *,
+    size: float | None = None,
+    view: _Floats | None = None,
+    resolution: int = 24,
+) -> Figure:
+    """Draw molecules in rows and columns, all in one scale of lengths; other arguments are those of `plot_glyphs`.
+
+    Parameters
+    ----------
+    panels : row -> column -> what to draw there; all rows have the same columns
+    title : says what is seen
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    view = tilted_view() if view is None else view
+    n_columns = len(next(iter(panels.values())))
+    seen = [[atoms.positions @ view[:2].T for atoms, _ in row.values()] for row in panels.values()]
+    half = np.max([np.ptp(points, axis=0) for row in seen for points in row], axis=0) / 2 + _MARGIN
+    inches = np.array([1, half[1] / half[0]]) * _FIGURE_WIDTH / n_columns  # of one panel
+    figure_size = (_FIGURE_WIDTH, float(len(panels) * inches[1]) + 1.0)
+    figure = Figure(figsize=figure_size, dpi=90, layout="constrained")
+    grid = figure.subplots(len(panels), n_columns, squeeze=False)
+    for row, (name, of_row), points_of_row in zip(grid, panels.items(), seen, strict=True):
+        for axes, (column, panel), points in zip(row, of_row.items(), points_of_row, strict=True):
+            plot_molecule(axes, *panel, size=size, view=view, resolution=resolution)
+            middle = (points.min(axis=0) + points.max(axis=0)) / 2
+            (left, bottom), (right, top) = middle - half, middle + half
+            axes.set(xlim=(left, right), ylim=(bottom, top))
+            axes.set_title(f"{name}, {column}" if name else column, fontsize=10)
+    figure.suptitle(title, fontsize=12)
+    signs = [Patch(color=POSITIVE, label="f > 0"), Patch(color=NEGATIVE, label="f < 0")]
+    figure.legend(handles=signs, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+class _Facets:
+    """Quadrangles in space and their colors.
+
+    Parameters
+    ----------
+    points : (n, I, J, 3) Å; surfaces as grids of points, whose outer side is seen where I goes down and J to the right
+    colors : that can be broadcast to (n, I - 1, J - 1, 3), red, green, blue from 0 to 1
+    """
+
+    def __init__(self, points: _Floats, colors: _Floats) -> None:
+        n, i, j, _ = points.shape
+        corners = (points[:, :-1, :-1], points[:, 1:, :-1], points[:, 1:, 1:], points[:, :-1, 1:])
+        self.corners = np.stack(corners, axis=3).reshape(-1, 4, 3)
+        self.colors = np.broadcast_to(colors, (n, i - 1, j - 1, 3)).reshape(-1, 3)
+
+
+def _sphere(resolution: int) -> _Floats:
+    """Directions on a grid from pole to pole and around, (resolution + 1, 2 resolution + 1, 3)."""
+    polar = np.linspace(0, np.pi, resolution + 1)[:, None]
+    azimuth = np.linspace(0, 2 * np.pi, 2 * resolution + 1)
+    z = np.broadcast_to(np.cos(polar), (resolution + 1, 2 * resolution + 1))
+    return np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), z], axis=2)
+
+
+def _glyphs(vectors: SteerableVectors, centers: _Floats, size: float | None, resolution: int) -> _Facets:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    directions = _sphere(resolution)
+    values = vectors.on_sphere(torch.from_numpy(directions).flatten(0, 1)).cpu().numpy()
+    values = values.reshape(len(values), *directions.shape[:2])
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
+    radii = np.abs(values) * (_LARGEST_RADIUS / largest if size is None else size)
+    points = centers[:, None, None, :] + radii[..., None] * directions
+    middle = (values[:, :-1, :-1] + values[:, 1:, :-1] + values[:, 1:, 1:] + values[:, :-1, 1:]) / 4
+    colormap = LinearSegmentedColormap.from_list("sign", [NEGATIVE, _ZERO_COLOR, POSITIVE])
+    strength = np.sign(middle) * np.sqrt(np.abs(middle) / largest)  # so that small glyphs have a color too
+    return _Facets(points, colormap((1 + strength) / 2)[..., :3])
+
+
+def _balls(atoms: Atoms, resolution: int = 12) -> _Facets:
+    points = atoms.positions[:, None, None, :] + _ATOM_RADIUS * _sphere(resolution)
+    return _Facets(points, jmol_colors[atoms.numbers][:, None, None, :])
+
+
+def _bonds(atoms: Atoms) -> NDArray[np.int64]:
+    """Pairs of atoms that are near each other, (n, 2)."""
+    radii = covalent_radii[atoms.numbers]
+    near = atoms.get_all_distances() < _BOND_STRETCH * (radii[:, None] + radii)
+    return np.argwhere(np.triu(near, k=1))
+
+
+def _tubes(positions: _Floats, pairs: NDArray[np.int64], n_around: int = 8, n_along: int = 12) -> _Facets:
+    starts, ends = positions[pairs[:, 0]], positions[pairs[:, 1]]
+    along = (ends - starts) / np.linalg.norm(ends - starts, axis=1, keepdims=True)
+    helper = np.eye(3)[np.abs(along).argmin(axis=1)]
+    across = np.cross(along, helper)
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    angles = np.linspace(0, -2 * np.pi, n_around + 1)[None, None, :, None]
+    ring = across[:, None, None] * np.cos(angles) + np.cross(along, across)[:, None, None] * np.sin(angles)
+    fractions = np.linspace(0, 1, n_along + 1)[None, :, None, None]
+    axis = starts[:, None, None] * (1 - fractions) + ends[:, None, None] * fractions
+    return _Facets(axis + _BOND_RADIUS * ring, np.array(_BOND_COLOR))
+
+
+def _draw(axes: Axes, parts: list[_Facets], view: _Floats) -> PolyCollection:
+    """Draw the outer sides of facets, shaded, those in front over those behind."""
+    from matplotlib.collections import PolyCollection
+
+    corners = np.concatenate([part.corners for part in parts]) @ view.T
+    colors = np.concatenate([part.colors for part in parts])
+    normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
+    seen = normals[:, 2] > 0
+    corners, colors, normals = corners[seen], colors[seen], normals[seen]
+    order = np.argsort(corners[:, :, 2].mean(axis=1))
+    corners, colors, normals = corners[order], colors[order], normals[order]
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    shade = _AMBIENT + (1 - _AMBIENT) * np.clip(normals @ _LIGHT, 0, None)
+    options: dict[str, Any] = {"facecolors": colors * shade[:, None], "edgecolors": "face", "linewidths": 0.6}
+    collection = PolyCollection(corners[:, :, :2], **options)
+    axes.add_collection(collection)
+    axes.set_aspect("equal")
+    axes.autoscale_view()
+    return collection
