@@ -9,7 +9,8 @@ from typing import Literal
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.committee import Committee, combine
 from ase_segnn.model.compiled import CompiledPotential
-from ase_segnn.model.native import NativePotential, NoCompilerError, why_not_native
+from ase_segnn.model.cpp import NoCompilerError
+from ase_segnn.model.native import NativePotential, why_not_native
 from ase_segnn.model.potential import Potential, Prediction
 
 _log = logging.getLogger(__name__)

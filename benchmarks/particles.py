@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/particles.py charged --seeds 0 1 2 --set network.physics=false
 
 runs `training/dynamics/charged.yaml`, with these keys changed, once for each seed, as `ase-segnn train` does, and keeps
-the folders of the runs. The seed is that of weights and batches; trajectories stay the same. A run that is there already
-is not repeated but resumed, and says what it found.
+the folders of the runs. The seed is that of weights and batches; trajectories stay the same. A run that is there
+already is not repeated but resumed, and says what it found.
 """
 
 from __future__ import annotations

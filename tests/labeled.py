@@ -71,13 +71,13 @@ def graphs_of(frames: Sequence[Atoms], folder: Path) -> list[LabeledGraph]:
     return [store.labeled_graph(index) for index in range(len(store))]
 
 
-def tiny_potential(seed: int = 0) -> Potential:
+def tiny_potential(seed: int = 0, network: NetworkConfig = NETWORK) -> Potential:
     """Potential of neon and argon in float64 with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Potential(
             PotentialConfig(
-                elements=("Ne", "Ar"), reference_energies={"Ne": -1.0, "Ar": -2.0}, average_neighbors=3, network=NETWORK
+                elements=("Ne", "Ar"), reference_energies={"Ne": -1.0, "Ar": -2.0}, average_neighbors=3, network=network
             )
         ).double()
 

@@ -169,7 +169,7 @@ def test_a_run_learns_and_writes_its_files(cache: Path, tmp_path: Path) -> None:
     result = run_dynamics(recipe, tmp_path / "run")
     assert torch.equal(state, torch.get_rng_state())
     losses = [float(row["loss"]) for row in rows_of(tmp_path / "run")]
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     validated = [float(row["validation_positions_MSE"]) for row in rows_of(tmp_path / "run")[1::2]]
     assert result.errors["validation MSE"] == pytest.approx(min(validated), rel=1e-3)
     loaded = load_network(tmp_path / "run" / "tiny.safetensors")
@@ -182,7 +182,7 @@ def test_a_run_learns_and_writes_its_files(cache: Path, tmp_path: Path) -> None:
     assert f"{result.errors['test MSE']:.5g}" in page
     assert page.count("data:image/png") == 2
     settled = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-    assert make_recipe(settled, "this", DynamicsRecipe).compile is False
+    assert make_recipe(settled, "this", DynamicsRecipe).compile == "auto"
 
 
 @pytest.mark.usefixtures("no_particle_report")

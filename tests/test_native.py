@@ -16,8 +16,9 @@ from torch._inductor.codecache import CppCodeCache
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model.native import NativeFunction, NativePotential, NoCompilerError, why_not_native
-from ase_segnn.model.native_source import divisor
+from ase_segnn.model.cpp import NoCompilerError
+from ase_segnn.model.native import NativeFunction, NativePotential, why_not_native
+from ase_segnn.model.native_templates import divisor
 from ase_segnn.model.potential import Potential
 
 pytestmark = needs_compiler

@@ -486,7 +486,7 @@ def test_the_progress_bar_tells_errors_speed_and_time_left(
 def test_a_logger_that_is_not_installed_is_named(
     tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ase_segnn.training.run.find_spec", lambda _: None, raising=True)
+    monkeypatch.setattr("ase_segnn.training.fit.find_spec", lambda _: None, raising=True)
     with pytest.raises(ImportError, match="logger: wandb needs the package: pip install wandb"):
         run_recipe(short(frames_file).model_copy(update={"logger": "wandb"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -33,7 +33,7 @@ class FitSettings:
     ----------
     optimization : of the recipe, with its number of epochs
     seed : of the order of frames
-    compile : whether the step is compiled
+    compile : whether the step is compiled by torch, if the network has no compiled C++ of its own
     identity : what a run that is resumed must have in common with the one before, as plain data
     """
 
@@ -51,7 +51,7 @@ def fit_settings(recipe: RunSection, **identity: Any) -> FitSettings:
     return FitSettings(
         optimization=recipe.optimization,
         seed=recipe.seed,
-        compile=bool(recipe.compile),
+        compile=recipe.compile is True,
         identity={**identity, "settings": settings},
     )
 
@@ -89,7 +89,7 @@ class TrainingModule(pl.LightningModule):
         self.last_measures: Sequence[Measure] = []  # on validation frames
         self.loss = loss
         self._model = [model]  # in a list, so that its weights are not registered twice
-        self._step = CompiledStep(loss) if settings.compile else partial(gradients, loss)
+        self._step: CompiledStep | partial[tuple[Tensor, list[Tensor]]] = partial(gradients, loss)
         self._seconds_before = 0.0  # of sessions before this one
         self._started = time.monotonic()
         self._n_steps = self._waited = self._waited_for_plateau = 0
@@ -99,6 +99,10 @@ class TrainingModule(pl.LightningModule):
         self._sums = torch.zeros(3, n_labels, dtype=torch.float64)  # penalties, squared errors, numbers of values
         self._averaged: dict[str, Tensor] = {}
         self._validated = False  # in this epoch
+
+    def use_kernels(self) -> bool:
+        """Make the network use compiled C++ until `on_fit_end`, and say whether it does; a compiled step needs none."""
+        return False
 
     @abstractmethod
     def weights(self, progress: float) -> list[float]:
@@ -136,8 +140,10 @@ class TrainingModule(pl.LightningModule):
         return self._seconds_before + self.session_seconds
 
     def on_fit_start(self) -> None:
-        """Start the clock."""
+        """Start the clock, and compile."""
         self._started = time.monotonic()
+        if not self.use_kernels() and self.settings.compile:
+            self._step = CompiledStep(self.loss)
         self.progress_at_start = self._progress(0)
 
     def on_train_epoch_start(self) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ase_segnn.model.cpp import NoCompilerError
+from ase_segnn.model.message_kernels import message_kernels, why_no_kernels
 from ase_segnn.model.potential import Potential
 
 from .batches import BatchLimits, LabeledGraph, divide, padded_batch
@@ -19,7 +23,9 @@ from .data import Subset
 from .frames import LABELS
 from .module import Measure, TrainingModule, fit_settings
 from .recipe import Recipe
-from .step import PotentialLoss
+from .step import CompiledStep, PotentialLoss
+
+logger = logging.getLogger(__name__)
 
 _UNITS = {"energy": ("meV", "meV"), "forces": ("meV/Å", "meV_per_A"), "stress": ("meV/Å³", "meV_per_A3")}
 _VALIDATION_LIMITS = BatchLimits(structures=25, atoms=2000, edges=10000)  # of what is evaluated at a time
@@ -47,6 +53,8 @@ class PotentialModule(TrainingModule):
         super().__init__(loss, potential, len(LABELS), fit_settings(recipe, **identity))
         self._optimization, self._with_stress = optimization, with_stress
         self._training, self._validation = training, validation
+        self._compile = recipe.compile
+        self._kernels = ExitStack()
         self._limits = BatchLimits.of(
             store.n_atoms[training.indices],
             store.n_edges[training.indices],
@@ -65,7 +73,7 @@ class PotentialModule(TrainingModule):
         mine = batches[self.trainer.global_rank :: world]
         mine += [[]] * (n_steps - len(mine))
         collate = self._batch
-        if self.settings.compile:
+        if isinstance(self._step, CompiledStep):
             collate = padded_batch(self._limits, store.cutoff, self._a_number)
         return DataLoader(self._training, batch_sampler=mine, collate_fn=collate)
 
@@ -79,6 +87,25 @@ class PotentialModule(TrainingModule):
         mine = self._validation.indices[self.trainer.global_rank :: self.trainer.world_size]
         batches = divide(mine, store.n_atoms, store.n_edges, _VALIDATION_LIMITS)
         return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
+
+    def use_kernels(self) -> bool:
+        """Take compiled C++ for the messages, where there is a form of them for it, unless `compile` is False."""
+        assert isinstance(self.loss, PotentialLoss)
+        network = self.loss.potential.network
+        if not self._compile or why_no_kernels(network) is not None:
+            return False
+        try:
+            self._kernels.enter_context(message_kernels(network))
+        except NoCompilerError as error:
+            if self._compile is True:
+                raise
+            logger.warning("training without compiled C++, which takes about twice as long: %s", error)
+            return False
+        return True
+
+    def on_fit_end(self) -> None:
+        """Leave the potential as it is without compiled C++."""
+        self._kernels.close()
 
     def weights(self, progress: float) -> list[float]:
         """Weights of energies, forces and stresses, from start to end along geometric series."""

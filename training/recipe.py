@@ -206,8 +206,9 @@ class RunSection(Section):
     seed : of split, initial weights and order of frames
     device : "auto" takes a GPU if there is one
     processes : that share each step, which then has so many batches; on a CPU, or one per GPU
-    compile : compile the training step, minutes at the start, then about twice as fast; "auto" does it for runs that
-        are long enough
+    compile : on a CPU take C++ for the messages, which takes seconds at the start and halves the time of a step; where
+        there is none for a network, let torch compile the step, which takes minutes. "auto" does the latter only in
+        runs that are long enough, and goes on without where there is no compiler
     validate_every : epochs between validations
     logger : "tensorboard" or "wandb" to see the run there as well; that package must be installed
     """

@@ -181,8 +181,8 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
         edges = optimization.batch_edges
         n_edges = int(training.store.n_edges[training.indices].sum())
         per_epoch = len(training) / optimization.batch_size if optimization.batch_size else n_edges / (edges or 1)
-        compile_it = worth_compiling(optimization, min(per_epoch, len(training)))
-    return recipe.model_copy(update={"optimization": optimization, "compile": bool(compile_it)})
+        compile_it = worth_compiling(optimization, min(per_epoch, len(training))) or "auto"
+    return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})
 
 
 def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: Sequence[str]) -> list[str]:

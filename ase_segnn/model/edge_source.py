@@ -75,19 +75,21 @@ class Layout:
         return torch.cat([self._linear_1.weights[o][path.rows] for o, path in self.ways(entry_in)], dim=1)
 
 
-class _Edge:
+class EdgeExpressions:
     """Expressions of one edge: what is sent and `sums` by (entry, component, slot or product), and `radial`.
 
-    What is sent is `centers` and `neighbors` or, with `of_species`, attributes of both by their components.
+    What is sent is `centers` and `neighbors` or, with `of_species`, attributes of both by their components. C++ that
+    evaluates them has pointers ``p`` and ``q`` to what center and neighbor send, numbered by entry, the attribute
+    ``a``, ``radial(f)``, C channels of a function, and ``weight``, of the edge.
     """
 
-    def __init__(self, layout: Layout, tape: Tape, *, of_species: bool) -> None:
+    def __init__(self, layout: Layout, tape: Tape, *, of_species: bool = False) -> None:
         self._layout, self._tape, self._of_species = layout, tape, of_species
         self.centers: dict[tuple[int, int, int], int] = {}
         self.neighbors: dict[tuple[int, int, int], int] = {}
         self.node_attributes: dict[str, int] = {}
         self.radial: list[int] = []
-        self.weight = tape.load("edges.weights[e]", vector=False)
+        self.weight = tape.load("weight", vector=False)
         self.attributes = [tape.load(f"a[{k}]", vector=False) for k in range(len(layout.degrees))]
         hidden = self._gated(self._first_layer())
         self.sums: dict[tuple[int, int, int], int] = {}
@@ -205,6 +207,7 @@ struct Edges {
 #define EDGE \
   const int64_t j = edges.neighbors[e]; \
   const T* a = edges.attributes + e * $n_attributes; \
+  const T weight = edges.weights[e]; \
   T x = edges.distances[e] * edges.per_step; \
   if (!(x < edges.n_intervals)) x = edges.n_intervals;  /* at the cutoff, or not a number */ \
   int64_t interval = (int64_t)x; \
@@ -291,7 +294,7 @@ def _horner(powers: list[float]) -> str:
 
 def _forward(layout: Layout, of_species: bool) -> dict[str, str]:
     tape = Tape()
-    edge = _Edge(layout, tape, of_species=of_species)
+    edge = EdgeExpressions(layout, tape, of_species=of_species)
     scalars, vectors = tape.statements(list(edge.sums.values()))
     vectors += [f"add_to({_product(layout, key)}, V{{}} + {tape.name(x)});" for key, x in edge.sums.items()]
     clear = [
@@ -310,7 +313,7 @@ def _forward(layout: Layout, of_species: bool) -> dict[str, str]:
 
 def _backward(layout: Layout, of_species: bool) -> dict[str, str]:
     tape = Tape()
-    edge = _Edge(layout, tape, of_species=of_species)
+    edge = EdgeExpressions(layout, tape, of_species=of_species)
     varying = [k for k, degree in enumerate(layout.degrees) if degree > 0]
     gradients = [tape.load(f"load({_product(layout, key)})", vector=True) for key in edge.sums]
     nodes = list(edge.node_attributes.values())

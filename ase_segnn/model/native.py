@@ -20,12 +20,13 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers
 from torch import Tensor
-from torch._inductor.codecache import CppCodeCache
 
 from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.cpp import load_cpp
 from ase_segnn.model.edge_source import Layout
-from ase_segnn.model.native_source import ARGUMENTS, NativeSource, divisor
+from ase_segnn.model.native_source import ARGUMENTS, NativeSource
+from ase_segnn.model.native_templates import divisor
 from ase_segnn.model.potential import Potential, Prediction, differentiate, sum_structures
 from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
 from ase_segnn.model.spline import spline_coefficients
@@ -39,10 +40,6 @@ _TYPES: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 _INTERVALS = {torch.float32: 128, torch.float64: 1024}
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong code gives
 _SMALLEST = 1e-9  # Å, instead of the distance 0, where Bessel functions are 0 / 0
-
-
-class NoCompilerError(RuntimeError):
-    """There is no C++ compiler, or it fails."""
 
 
 def why_not_native(potential: Potential) -> str | None:
@@ -179,12 +176,7 @@ class NativeFunction:
     """
 
     def __init__(self, source: str, constants: dict[str, Any]) -> None:
-        try:
-            self._library: Any = CppCodeCache.load(source, extra_flags=("-ffp-contract=fast",))
-        except (RuntimeError, OSError) as error:
-            raise NoCompilerError(
-                f"compiling needs a C++ compiler such as g++: {error}; compile=False does without"
-            ) from error
+        self._library: Any = load_cpp(source)
         self._library.workspace_size.restype = self._library.evaluate.restype = ctypes.c_int64
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._laid_out_for: tuple[int, ...] = ()

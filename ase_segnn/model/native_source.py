@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ase_segnn.model.edge_source import Layout, edge_source
 from ase_segnn.model.expressions import Tape
-from ase_segnn.model.native_templates import DRIVER, FLOATS, PRELUDE, SERIES
+from ase_segnn.model.native_templates import DRIVER, prelude
 from ase_segnn.model.node_source import Array, LinearPlan, Stage
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.segnn import SEGNNLayer
@@ -46,11 +46,6 @@ ARGUMENTS = {
     "forces": "double*",
     "virials": "double*",
 }
-
-
-def divisor(channels: int) -> int:
-    """Return the largest power of two that divides the channels, the most that a vector may hold."""
-    return channels & -channels
 
 
 class NativeSource:
@@ -247,13 +242,6 @@ class NativeSource:
             call("steer_features_backward"),
         ]
         harmonics, harmonics_backward = _harmonics(potential)
-        powers = [1 / math.factorial(k) for k in range(SERIES[self._dtype] + 1)]
-        prelude = PRELUDE.substitute(
-            FLOATS[self._dtype],
-            divisor=divisor(channels),
-            first=repr(powers[-1]),
-            series="\n".join(f"  y = y * r + T({power!r});" for power in powers[-2::-1]),
-        )
         driver = DRIVER.substitute(
             input="\n".join(f"  {kind} {name};" for name, kind in ARGUMENTS.items()),
             n_layers=n_layers,
@@ -301,7 +289,7 @@ class NativeSource:
             harmonics="\n".join(f"      {line}" for line in harmonics),
             harmonics_backward="\n".join(f"      {line}" for line in harmonics_backward),
         )
-        return "\n".join([prelude, edge_source(layout), *functions, driver])
+        return "\n".join([prelude(self._dtype, channels), edge_source(layout), *functions, driver])
 
 
 def _shifted(array: Array, base: str) -> str:

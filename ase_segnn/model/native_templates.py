@@ -6,12 +6,13 @@ through atoms and layers, forwards and backwards; what `native_source` fills in 
 
 from __future__ import annotations
 
+import math
 from string import Template
 from typing import Any
 
 import torch
 
-PRELUDE = Template(r"""
+_PRELUDE = Template(r"""
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -457,7 +458,7 @@ $embed_backward
 }
 """)
 
-FLOATS: dict[torch.dtype, dict[str, Any]] = {
+_FLOATS: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {
         "real": "float",
         "integer": "int32_t",
@@ -481,4 +482,20 @@ FLOATS: dict[torch.dtype, dict[str, Any]] = {
         "mantissa": 52,
     },
 }
-SERIES = {torch.float32: 7, torch.float64: 13}  # highest power
+_SERIES = {torch.float32: 7, torch.float64: 13}  # highest power
+
+
+def divisor(channels: int) -> int:
+    """Return the largest power of two that divides the channels, the most that a vector may hold."""
+    return channels & -channels
+
+
+def prelude(dtype: torch.dtype, channels: int) -> str:
+    """Return the first part of every source: vectors of numbers of this precision, for this number of channels."""
+    powers = [1 / math.factorial(k) for k in range(_SERIES[dtype] + 1)]
+    return _PRELUDE.substitute(
+        _FLOATS[dtype],
+        divisor=divisor(channels),
+        first=repr(powers[-1]),
+        series="\n".join(f"  y = y * r + T({power!r});" for power in powers[-2::-1]),
+    )

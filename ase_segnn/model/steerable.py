@@ -64,6 +64,7 @@ class Steering:
 
     def __init__(self, attributes: Tensor, irreps: o3.Irreps, *, unit_scalar: bool = False) -> None:
         self.n_rows = attributes.shape[0]
+        self.attributes = attributes
         self._unit_scalar = unit_scalar
         self._copies: list[tuple[o3.Irrep, Tensor]] = []
         start = 0

@@ -76,10 +76,10 @@ def run_dynamics(
         with torch.random.fork_rng():  # the caller's random numbers stay as they are
             torch.manual_seed(recipe.seed)
             network = ParticleNetwork(recipe.network, sets["train"].targets_rms)
-        n_weights = sum(parameter.numel() for parameter in network.parameters())
-        logger.info("%s: %d trajectories, %d weights to fit", recipe.name, len(sets["train"]), n_weights)
-        module = ParticleModule(network, sets["train"], sets["validation"], recipe)
-        result = fit(module, recipe, files.folder, resume=resume)
+            n_weights = sum(parameter.numel() for parameter in network.parameters())
+            logger.info("%s: %d trajectories, %d weights to fit", recipe.name, len(sets["train"]), n_weights)
+            module = ParticleModule(network, sets["train"], sets["validation"], recipe)
+            result = fit(module, recipe, files.folder, resume=resume)
         network = network.cpu().requires_grad_(False).eval()
         about = {"provenance": provenance.model_dump(mode="json")}
         save_network(network, files.potential, about)  # whatever comes later
@@ -152,5 +152,5 @@ def _settled(recipe: DynamicsRecipe, n_train: int) -> DynamicsRecipe:
     assert optimization.batch_size is not None
     compile_it = recipe.compile
     if compile_it == "auto":
-        compile_it = worth_compiling(optimization, n_train / optimization.batch_size)
+        compile_it = worth_compiling(optimization, n_train / optimization.batch_size) or "auto"
     return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})
