@@ -2,7 +2,7 @@
 
     python benchmarks/side_by_side.py acac --mace .venv-mace/bin --time 30m --threads 2 --output side_by_side
 
-They run one after the other, ours first. Both get the same frames for training and validation and float32. Ours is
+They run one after the other, ours first; or both at once with `--together`, each with its own threads. Both get the same frames for training and validation and float32. Ours is
 `acac-pbe-fast.yaml` or `si.yaml` with `max_time`. MACE has 64x0e+64x1o, a cutoff of 5 Å, five frames per step, and else
 the settings of the commands its authors give: averaged weights (0.99), AMSGrad and, in the last quarter of the epochs,
 its second stage. One epoch of it is timed to plan as many as the time allows, rounded up. Starting programs, reading
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -39,7 +40,6 @@ from ase_segnn.training.sources import locate
 HERE = Path(__file__).parent
 RECIPES = {"acac": HERE.parent / "potentials" / "acac-pbe-fast.yaml", "si": HERE / "si.yaml"}
 ISOLATED_ATOMS = {"acac": "acac/isolated_atoms.xyz"}
-CONTESTANTS = ("ase-segnn", "mace_run_train")
 MACE = {
     "hidden_irreps": "64x0e+64x1o",
     "r_max": 5.0,
@@ -67,18 +67,22 @@ def main() -> None:
     parser.add_argument("--mace", type=Path, required=True, help="folder of mace_run_train and mace_eval_configs")
     parser.add_argument("--time", default="30m", help="of each fit")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=CONTESTANTS, help="run one of the two")
+    parser.add_argument("--together", action="store_true", help="run both at once")
     parser.add_argument("--output", type=Path, default=Path("side_by_side"), help="new folder for all files")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     seconds = parse_duration(arguments.time)
     recipe = load_recipe(RECIPES[arguments.system])
     print(f"| | minutes, epochs | test | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 3)}", flush=True)
-    for name in [arguments.only] if arguments.only else CONTESTANTS:
-        train = train_ours if name == "ase-segnn" else train_mace
+
+    def train(name: str) -> tuple[str, dict[str, Evaluation]]:
         folder = arguments.output.resolve() / f"{arguments.system}-{name}"
         folder.mkdir(parents=True)
-        effort, evaluations = train(arguments.system, recipe, seconds, folder, arguments.mace.resolve())
+        return CONTESTANTS[name](arguments.system, recipe, seconds, folder, arguments.mace.resolve())
+
+    with ThreadPoolExecutor(max_workers=2 if arguments.together else 1) as pool:
+        results = list(zip(CONTESTANTS, pool.map(train, CONTESTANTS), strict=True))
+    for name, (effort, evaluations) in results:
         for test, evaluation in evaluations.items():
             errors = evaluation.errors()
             cells = [f"{errors[key]:.1f}" if key in errors else "" for key in COLUMNS.values()]
@@ -193,6 +197,8 @@ def mace_seconds(log: Path) -> float:
     ]
     return (times[-1] - times[0]).total_seconds()
 
+
+CONTESTANTS = {"ase-segnn": train_ours, "mace_run_train": train_mace}
 
 if __name__ == "__main__":
     main()

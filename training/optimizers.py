@@ -69,12 +69,12 @@ class Muon(torch.optim.Optimizer):
 def _orthogonal_factors(matrices: Tensor) -> Tensor:
     """Nearly orthogonal factors of matrices (B, rows, columns) by Newton-Schulz iteration."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    x = (matrices.mT if tall else matrices).contiguous()
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        square = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     factors: Tensor = x.mT if tall else x
     return factors
 
