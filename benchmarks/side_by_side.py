@@ -2,8 +2,8 @@
 
     python benchmarks/side_by_side.py acac --mace .venv-mace/bin --time 30m --threads 2 --output side_by_side
 
-They run one after the other, ours first; or both at once with `--together`, each with its own threads. Both get the same
-frames for training and validation and float32. Ours is `acac-pbe-fast.yaml` or `si.yaml` with `max_time`. MACE has
+They run one after the other, ours first; or both at once with `--together`, each with its own threads. Both get the
+same frames for training and validation and float32. Ours is `acac-pbe-fast.yaml` or `si.yaml` with `max_time`. MACE has
 64x0e+64x1o, a cutoff of 5 Å, five frames per step, and else the settings of the commands its authors give: averaged
 weights (0.99), AMSGrad and, in the last quarter of the epochs, its second stage. One epoch of it is timed to plan as
 many as the time allows, rounded up. Starting programs, reading frames and that first epoch are not counted for MACE;
