@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiler import needs_compiler
 from labeled import graphs_of, labeled_clusters, labeled_crystals, tiny_potential
 from torch import Tensor
 from torch._inductor.codecache import CppCodeCache
@@ -19,6 +20,8 @@ from ase_segnn.model.message_kernels import message_kernels, why_no_kernels
 from ase_segnn.model.segnn import SEGNN
 from ase_segnn.training.batches import LabeledGraph
 from ase_segnn.training.step import PotentialLoss, gradients
+
+pytestmark = needs_compiler
 
 N_NODES, N_EDGES = 7, 20
 NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="8x0e+8x1o", n_radial=4, radial_hidden=(8,))

@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from compiler import needs_compiler
 from filelock import FileLock
 from labeled import labeled_clusters, labeled_crystals, recipe_for, write_frames
+from torch._inductor.codecache import CppCodeCache
 
 from ase_segnn import load_potential
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.model.committee import Committee
+from ase_segnn.model.cpp import NoCompilerError
+from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import read_header
 from ase_segnn.training import load_recipe, run_recipe, sources, train
 from ase_segnn.training.batches import LabeledGraph
@@ -31,6 +35,8 @@ from ase_segnn.training.module import TrainingModule
 from ase_segnn.training.recipe import Recipe, make_recipe
 
 pytestmark = pytest.mark.usefixtures("no_report")
+
+WITH_KERNELS: dict[str, Any] = {"network": {"irreps_hidden": "8x0e+8x1o"}, "compile": "auto"}
 
 
 @pytest.fixture
@@ -198,10 +204,11 @@ def test_plateau_and_early_stopping(tmp_path: Path, frames_file: Path) -> None:
 # ---- interruptions
 
 
+@pytest.mark.parametrize("changes", [{}, pytest.param(WITH_KERNELS, marks=needs_compiler)], ids=["plain", "C++"])
 def test_resumed_run_equals_an_uninterrupted_one(
-    tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, frames_file: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_for(frames_file)
+    recipe = recipe_for(frames_file, **changes)
     whole = run_recipe(recipe, tmp_path / "whole").potential_path
     step = TrainingModule.training_step
 
@@ -227,6 +234,33 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(a[name], weights_of(third)[name]) for name in a)
 
 
+@needs_compiler
+def test_compiled_messages_train_alike(tmp_path: Path, frames_file: Path) -> None:
+    curves = {}
+    for compile_it in (False, "auto"):
+        recipe = recipe_for(frames_file, **{**WITH_KERNELS, "compile": compile_it})
+        result = run_recipe(recipe, tmp_path / str(compile_it))
+        assert isinstance(result.potential, Potential)
+        assert all(layer.message.instead is None for layer in result.potential.network.rounds)
+        curves[compile_it] = [float(row["loss"]) for row in curve_of(tmp_path / str(compile_it))]
+    assert curves["auto"] != curves[False]
+    assert curves["auto"] == pytest.approx(curves[False], rel=1e-3)
+
+
+def test_training_goes_on_without_a_compiler(
+    tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no g++ here")
+
+    monkeypatch.setattr(CppCodeCache, "load", load)
+    recipe = recipe_for(frames_file, **WITH_KERNELS, optimization={"epochs": 1})
+    run_recipe(recipe, tmp_path / "run")
+    assert "training without compiled C++, which takes about twice as long" in caplog.text
+    with pytest.raises(NoCompilerError, match=r"no g\+\+ here"):
+        run_recipe(recipe.model_copy(update={"compile": True}), tmp_path / "other")
+
+
 def test_a_killed_process_is_resumed_with_the_same_losses(tmp_path: Path, frames_file: Path) -> None:
     recipe = short(frames_file, epochs=40)
     whole = run_recipe(recipe, tmp_path / "whole")
@@ -235,9 +269,7 @@ def test_a_killed_process_is_resumed_with_the_same_losses(tmp_path: Path, frames
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "ase_segnn", "train", str(path), "--output", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        for _ in range(1200):
-            if (folder / "metrics.csv").exists() and len(curve_of(folder)) >= 3:
-                break
+        while not (folder / "metrics.csv").exists() or len(curve_of(folder)) < 3:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
@@ -356,10 +388,13 @@ def test_bad_data_leave_no_folder(tmp_path: Path, frames_file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path, frames_file: Path) -> None:
-    one = run_recipe(short(frames_file, batch_size=6, epochs=3), tmp_path / "one")
-    recipe = short(frames_file, batch_size=3, epochs=3).model_copy(update={"processes": 2})
-    two = run_recipe(recipe, tmp_path / "two")
+@pytest.mark.parametrize("changes", [{}, pytest.param(WITH_KERNELS, marks=needs_compiler)], ids=["plain", "C++"])
+def test_two_processes_equal_one_with_the_doubled_batch(
+    tmp_path: Path, frames_file: Path, changes: dict[str, Any]
+) -> None:
+    one = run_recipe(recipe_for(frames_file, optimization={"batch_size": 6, "epochs": 3}, **changes), tmp_path / "one")
+    shared = recipe_for(frames_file, optimization={"batch_size": 3, "epochs": 3}, processes=2, **changes)
+    two = run_recipe(shared, tmp_path / "two")
     for a, b in zip(curve_of(tmp_path / "one"), curve_of(tmp_path / "two"), strict=True):
         assert {key: float(value) for key, value in a.items()} == pytest.approx(
             {key: float(value) for key, value in b.items()}, rel=1e-4
