@@ -141,8 +141,9 @@ def test_nothing_is_left_behind() -> None:
 @pytest.mark.parametrize(
     ("irreps", "options", "reason"),
     [
-        ("8x0e+8x1o", {"message_gates": 2}, "another number of gates than 1"),
-        ("8x0e+8x1o", {"message_weights_hidden": ()}, "no weights from message scalars"),
+        ("8x0e+8x1o", {"message_gates": 2}, "its messages are gated"),
+        ("8x0e+8x1o", {"message_gates": 0}, "its messages are linear"),
+        ("8x0e+8x1o", {"message_weights_hidden": ()}, "it has no radial weights"),
         ("8x0e+8x1o", {"irreps_messages": "8x0e"}, "other irreps than its features"),
         ("8x0e+8x1o", {"unit_scalar_attributes": False}, "may differ from 1"),
         ("8x0e+4x1o", {}, "different numbers of channels, 4, 8"),

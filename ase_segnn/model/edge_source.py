@@ -17,9 +17,31 @@ from torch import Tensor
 
 from ase_segnn._e3nn import wigner_3j
 from ase_segnn.model.expressions import Tape
+from ase_segnn.model.native_templates import divisor
 from ase_segnn.model.segnn import MessageNetwork
 from ase_segnn.model.spline import BASIS
 from ase_segnn.model.steerable import Path, SteerableLinear
+
+_ZERO = 1e-12  # of Wigner 3j symbols
+_FEWEST_LANES = 4  # shorter vectors are no gain
+
+
+def why_no_loops(messages: MessageNetwork) -> str | None:
+    """Say why there are no loops along edges for a network with these messages, or None if there are."""
+    multiplicities = {mul for mul, _ in messages.linear_2.irreps_in}
+    device = messages.linear_1.weights[0].device
+    if device.type != "cpu":
+        return f"it is on {device}, compiled C++ is for a CPU"
+    if messages.gate_1 is None or messages.gate_2 is not None:
+        return f"its messages are {'linear' if messages.gate_1 is None else 'gated'}"
+    if messages.weights is None:
+        return "it has no radial weights"
+    if len(multiplicities) > 1:
+        return f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}"
+    [channels] = multiplicities
+    if divisor(channels) < _FEWEST_LANES:
+        return f"the number of channels, {channels}, is no multiple of {_FEWEST_LANES}"
+    return None
 
 
 class Layout:
@@ -253,8 +275,6 @@ static void sum_messages${suffix}_backward(const Edges& edges, const T* table, i
   }
 }
 """)
-
-_ZERO = 1e-12  # of Wigner 3j symbols
 
 
 def edge_source(layout: Layout) -> str:

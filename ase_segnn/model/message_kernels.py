@@ -19,13 +19,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ase_segnn.model.cpp import load_cpp
-from ase_segnn.model.edge_source import EdgeExpressions, Layout
+from ase_segnn.model.edge_source import EdgeExpressions, Layout, why_no_loops
 from ase_segnn.model.expressions import Tape
-from ase_segnn.model.native_templates import divisor, prelude
+from ase_segnn.model.native_templates import prelude
 from ase_segnn.model.segnn import SEGNN, Edges, MessageNetwork
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Features
-
-_FEWEST_LANES = 4  # shorter vectors are no gain
 
 # Arrays of nodes have a row per node and, where they are results, one set of rows per thread; `sent` and `sums` are
 # pointers to one array per entry of the hidden irreps.
@@ -75,23 +73,11 @@ def why_no_kernels(network: SEGNN) -> str | None:
     """Say why the messages of a network have no such form, or None if they have."""
     if not network.rounds:
         return "it has no messages"
-    message = network.rounds[0].message
-    multiplicities = {mul for mul, _ in network.irreps_hidden}
-    device = message.linear_1.weights[0].device.type
-    reasons = {
-        f"it is on {device}, compiled C++ is for a CPU": device != "cpu",
-        "its messages have another number of gates than 1": message.gate_1 is None or message.gate_2 is not None,
-        "it has no weights from message scalars": message.weights is None,
-        "its messages have other irreps than its features": network.irreps_messages != network.irreps_hidden,
-        "scalars of its attributes may differ from 1": not network.unit_scalar_attributes,
-        f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}": (
-            len(multiplicities) > 1
-        ),
-        f"the number of channels, {min(multiplicities)}, is no multiple of {_FEWEST_LANES}": (
-            divisor(min(multiplicities)) < _FEWEST_LANES
-        ),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    if network.irreps_messages != network.irreps_hidden:
+        return "its messages have other irreps than its features"
+    if not network.unit_scalar_attributes:
+        return "scalars of its attributes may differ from 1"
+    return why_no_loops(network.rounds[0].message)
 
 
 @contextmanager

@@ -24,15 +24,13 @@ from torch import Tensor
 from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.cpp import load_cpp
-from ase_segnn.model.edge_source import Layout
+from ase_segnn.model.edge_source import Layout, why_no_loops
 from ase_segnn.model.native_source import ARGUMENTS, NativeSource
-from ase_segnn.model.native_templates import divisor
 from ase_segnn.model.potential import Potential, Prediction, differentiate, sum_structures
 from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
 from ase_segnn.model.spline import spline_coefficients
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, SteerableLinear
 
-_FEWEST_LANES = 4  # shorter vectors are no gain
 _FEWEST_ATOMS = 32  # per thread; fewer gain little, and threads that wait for a busy processor lose much
 _MOST_EXTRA_BYTES = 4 * 2**30  # of workspace for threads beyond the first; more than that allows are not used
 _TYPES: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
@@ -44,20 +42,7 @@ _SMALLEST = 1e-9  # Å, instead of the distance 0, where Bessel functions are 0 
 
 def why_not_native(potential: Potential) -> str | None:
     """Say why a potential has no such function, or None if it has."""
-    message = potential.network.rounds[0].message
-    multiplicities = {mul for mul, _ in message.linear_2.irreps_in}
-    if potential.one_hot.device.type != "cpu":
-        return f"it is on {potential.one_hot.device}, compiled C++ is for a CPU"
-    if message.gate_2 is not None:
-        return "its messages are gated"
-    if message.weights is None:
-        return "it has no radial weights"
-    if len(multiplicities) > 1:
-        return f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}"
-    [channels] = multiplicities
-    if divisor(channels) < _FEWEST_LANES:
-        return f"the number of channels, {channels}, is no multiple of {_FEWEST_LANES}"
-    return None
+    return why_no_loops(potential.network.rounds[0].message)
 
 
 class NativePotential:
