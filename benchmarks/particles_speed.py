@@ -139,7 +139,6 @@ def their_step(clone: Path, recipe: DynamicsRecipe, graphs: ParticleGraphs) -> C
             charges=graphs.strengths.flatten()[:, None],
             batch=torch.arange(BATCH).repeat_interleave(PARTICLES),
         )
-        graph.contains_isolated_nodes = lambda: False  # as it was called in older releases of torch_geometric
         loss = (network(transform(graph)) - graphs.targets.flatten(0, 1)).square().mean()
         loss.backward()
         optimizer.step()
