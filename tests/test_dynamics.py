@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rotations import orthogonal_matrix
 from typer.testing import CliRunner
 
 from ase_segnn._e3nn import o3
@@ -94,8 +95,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def test_predictions_turn_with_the_particles(settings: dict[str, Any], kind: str) -> None:
     """From positions and velocities to displacements: the input of the network is part of what is equivariant."""
     network, graphs = network_of(**settings).double(), random_graphs()
-    matrix, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
-    matrix = matrix * torch.linalg.det(matrix).sign() * (1 if kind == "rotation" else -1)
+    matrix = orthogonal_matrix(kind)
     moved = ParticleGraphs(
         graphs.positions @ matrix.T + torch.tensor([3.0, -1.0, 7.0]),
         graphs.velocities @ matrix.T,

@@ -1,4 +1,4 @@
-"""The C++ source of the messages along edges in `native`: the layout of their arrays, and their sum at each atom.
+"""The C++ source of the messages along edges in `native`, of which the sum at each atom is taken.
 
 There are two forms of it. In general, what an atom sends is an array. In the first layer, features are only a vector
 per species times the atom's attribute, see `SEGNN`: what is sent are rows of a table times the attribute, and the
@@ -12,89 +12,13 @@ from collections.abc import Sequence
 from string import Template
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ase_segnn._e3nn import wigner_3j
+from ase_segnn.model.edge_layout import Layout, product_offset, row_pointers, slot_offset
 from ase_segnn.model.expressions import Tape
-from ase_segnn.model.native_templates import divisor
-from ase_segnn.model.segnn import MessageNetwork
 from ase_segnn.model.spline import BASIS
-from ase_segnn.model.steerable import Path, SteerableLinear
+from ase_segnn.model.steerable import Path
 
 _ZERO = 1e-12  # of Wigner 3j symbols
-_FEWEST_LANES = 4  # shorter vectors are no gain
-
-
-def why_no_loops(messages: MessageNetwork) -> str | None:
-    """Say why there are no loops along edges for a network with these messages, or None if there are."""
-    multiplicities = {mul for mul, _ in messages.linear_2.irreps_in}
-    device = messages.linear_1.weights[0].device
-    if device.type != "cpu":
-        return f"it is on {device}, compiled C++ is for a CPU"
-    if messages.gate_1 is None or messages.gate_2 is not None:
-        return f"its messages are {'linear' if messages.gate_1 is None else 'gated'}"
-    if messages.weights is None:
-        return "it has no radial weights"
-    if len(multiplicities) > 1:
-        return f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}"
-    [channels] = multiplicities
-    if divisor(channels) < _FEWEST_LANES:
-        return f"the number of channels, {channels}, is no multiple of {_FEWEST_LANES}"
-    return None
-
-
-class Layout:
-    """Where everything is: the products of both layers, their slots and their functions of the distance.
-
-    The functions of the distance are, C channels each: what the message scalars add to the slots of the even scalars,
-    then one factor per product of the second layer.
-    """
-
-    def __init__(self, messages: MessageNetwork, embedding: SteerableLinear) -> None:
-        self._linear_1 = messages.linear_1
-        self.irreps_first = messages.linear_1.irreps_out
-        self.hidden = messages.linear_2.irreps_in
-        self.channels: int = self.hidden[0].mul
-        self.dims = [ir.dim for _, ir in self.hidden]
-        self.scalars = [str(ir) for _, ir in self.hidden].index("0e")
-        self.first = [self.ways(entry) for entry in range(len(self.hidden))]
-        self.n_slots = [sum(self.n_parts(o) for o, _ in ways) for ways in self.first]
-        self.second = messages.linear_2.paths
-        self.n_products = [len(paths) for paths in self.second]
-        self.n_functions = self.n_slots[self.scalars] + sum(self.n_products)
-        copies = [ir for mul, ir in self._linear_1.irreps_attributes for _ in range(mul)]
-        self.starts = [sum(ir.dim for ir in copies[:k]) for k in range(len(copies))]
-        self.degrees = [ir.l for ir in copies for _ in range(ir.dim)]  # of each component of the attribute
-        # first component of the attribute that is in the features of the first layer, per entry; None where those are 0
-        ways = [paths[0] if paths else None for paths in embedding.paths]
-        self.embedded = [None if path is None else self.starts[path.copy] for path in ways]
-
-    def ways(self, entry_in: int) -> list[tuple[int, Path]]:
-        """Products of the first layer that start from an entry of its input, with the entries that they lead to."""
-        paths = enumerate(self._linear_1.paths)
-        return [(o, path) for o, to_one in paths for path in to_one if path.entry_in == entry_in]
-
-    def n_parts(self, entry_out: int) -> int:
-        """Slots of a product that leads to an entry of the first layer's output."""
-        n_channels: int = self._linear_1.irreps_out[entry_out].mul
-        return n_channels // self.channels
-
-    @property
-    def species_offsets(self) -> tuple[list[list[int]], int]:
-        """Where a row of the table of species has what centers, then neighbors send, per entry; and its length."""
-        offsets: list[list[int]] = []
-        n = 0
-        for _ in range(2):
-            offsets.append([])
-            for start, n_slots in zip(self.embedded, self.n_slots, strict=True):
-                offsets[-1].append(n)
-                n += 0 if start is None else n_slots * self.channels
-        return offsets, n
-
-    def first_weights(self, entry_in: int) -> Tensor:
-        """Weights of all products that start from an entry of the first layer's input, side by side."""
-        return torch.cat([self._linear_1.weights[o][path.rows] for o, path in self.ways(entry_in)], dim=1)
 
 
 class EdgeExpressions:
@@ -155,9 +79,8 @@ class EdgeExpressions:
         key = (entry, m, slot)
         if self._of_species:
             return self._tape.add(self._of_table("p", "ai", key), self._of_table("q", "aj", key))
-        n_slots, channels = self._layout.n_slots[entry], self._layout.channels
         for side, (pointer, loads) in enumerate([("p", self.centers), ("q", self.neighbors)]):
-            offset = ((2 * m + side) * n_slots + slot) * channels
+            offset = slot_offset(self._layout, key, side)
             loads[key] = self._tape.load(f"load({pointer}{entry} + {offset} + c)", vector=True)
         return self._tape.add(self.centers[key], self.neighbors[key])
 
@@ -316,7 +239,10 @@ def _forward(layout: Layout, of_species: bool) -> dict[str, str]:
     tape = Tape()
     edge = EdgeExpressions(layout, tape, of_species=of_species)
     scalars, vectors = tape.statements(list(edge.sums.values()))
-    vectors += [f"add_to({_product(layout, key)}, V{{}} + {tape.name(x)});" for key, x in edge.sums.items()]
+    vectors += [
+        f"add_to(s{key[0]} + {product_offset(layout, key)} + c, V{{}} + {tape.name(x)});"
+        for key, x in edge.sums.items()
+    ]
     clear = [
         f"for (int c = 0; c < {dim * size * layout.channels}; c += LANES) store(s{entry} + c, V{{}});"
         for entry, (dim, size) in enumerate(zip(layout.dims, layout.n_products, strict=True))
@@ -324,7 +250,7 @@ def _forward(layout: Layout, of_species: bool) -> dict[str, str]:
     return {
         "center": _lines(_sent_rows(layout, 0, of_species), 4),
         "neighbor": _lines(_sent_rows(layout, 1, of_species), 6),
-        "sums": _lines(_rows(layout, "T* s", "s", "(i - i0)", layout.n_products, 1), 4),
+        "sums": _lines(row_pointers(layout, "T* s", "s", "(i - i0)", layout.n_products, 1), 4),
         "clear": _lines(clear, 4),
         "scalars": _lines(scalars, 6),
         "vectors": _lines(vectors, 8),
@@ -335,7 +261,7 @@ def _backward(layout: Layout, of_species: bool) -> dict[str, str]:
     tape = Tape()
     edge = EdgeExpressions(layout, tape, of_species=of_species)
     varying = [k for k, degree in enumerate(layout.degrees) if degree > 0]
-    gradients = [tape.load(f"load({_product(layout, key)})", vector=True) for key in edge.sums]
+    gradients = [tape.load(f"load(s{key[0]} + {product_offset(layout, key)} + c)", vector=True) for key in edge.sums]
     nodes = list(edge.node_attributes.values())
     inputs = [*edge.centers.values(), *nodes, *(edge.attributes[k] for k in varying), edge.weight, *edge.radial]
     adjoints = tape.backward(list(edge.sums.values()), gradients, inputs)
@@ -343,7 +269,10 @@ def _backward(layout: Layout, of_species: bool) -> dict[str, str]:
     names = iter([tape.name(x) for x in adjoints])
     for key in edge.centers:  # what center and neighbor send is added, so both have the same gradient
         gradient = next(names)
-        vectors += [f"add_to({_slot(layout, key, side)}, {gradient});" for side in range(2)]
+        vectors += [
+            f"add_to({'d' + 'pq'[side]}{key[0]} + {slot_offset(layout, key, side)} + c, {gradient});"
+            for side in range(2)
+        ]
     vectors += [f"vn{k} += {next(names)};" for k in range(len(nodes))]
     vectors += [f"v{k} += {next(names)};" for k in varying]
     vectors += [f"vw += {next(names)};"]
@@ -358,9 +287,9 @@ def _backward(layout: Layout, of_species: bool) -> dict[str, str]:
         accumulators += [f"V vn{k} = {{}};" for k in range(len(nodes))]
         finish += [f"d_{code} += sum(vn{k});" for k, code in enumerate(edge.node_attributes)]
     else:
-        at_center += _rows(layout, "T* dp", "d_projected", "i", layout.n_slots, 2)
-        at_neighbor += _rows(layout, "T* dq", "d_projected", "j", layout.n_slots, 2)
-    at_center += _rows(layout, "const T* s", "d_s", "(i - i0)", layout.n_products, 1)
+        at_center += row_pointers(layout, "T* dp", "d_projected", "i", layout.n_slots, 2)
+        at_neighbor += row_pointers(layout, "T* dq", "d_projected", "j", layout.n_slots, 2)
+    at_center += row_pointers(layout, "const T* s", "d_s", "(i - i0)", layout.n_products, 1)
     return {
         "d_center": _lines(at_center, 4),
         "d_neighbor": _lines(at_neighbor, 6),
@@ -375,30 +304,12 @@ def _sent_rows(layout: Layout, side: int, of_species: bool) -> list[str]:
     """Pointers to what an atom sends as a center or as a neighbor."""
     name, atom = "pq"[side], "ij"[side]
     if not of_species:
-        return _rows(layout, f"const T* {name}", "projected", atom, layout.n_slots, 2)
+        return row_pointers(layout, f"const T* {name}", "projected", atom, layout.n_slots, 2)
     offsets, length = layout.species_offsets
     lines = [f"const T* a{atom} = node_attributes + {atom} * {len(layout.degrees)}; (void)a{atom};"]
     for entry, offset in enumerate(offsets[side]):
         lines.append(f"const T* {name}{entry} = sent + species[{atom}] * {length} + {offset}; (void){name}{entry};")
     return lines
-
-
-def _slot(layout: Layout, key: tuple[int, int, int], side: int) -> str:
-    entry, m, slot = key
-    return f"d{'pq'[side]}{entry} + {((2 * m + side) * layout.n_slots[entry] + slot) * layout.channels} + c"
-
-
-def _product(layout: Layout, key: tuple[int, int, int]) -> str:
-    entry, m, product = key
-    return f"s{entry} + {(m * layout.n_products[entry] + product) * layout.channels} + c"
-
-
-def _rows(layout: Layout, name: str, array: str, row: str, sizes: list[int], factor: int) -> list[str]:
-    """Pointers to the row of an atom in each of the arrays of hidden entries."""
-    return [
-        f"{name}{entry} = {array}[{entry}] + {row} * {dim * factor * size * layout.channels};"
-        for entry, (dim, size) in enumerate(zip(layout.dims, sizes, strict=True))
-    ]
 
 
 def _lines(lines: list[str], indent: int) -> str:

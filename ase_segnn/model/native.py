@@ -24,12 +24,12 @@ from torch import Tensor
 from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.cpp import load_cpp
-from ase_segnn.model.edge_source import Layout, why_no_loops
+from ase_segnn.model.edge_layout import Layout, edge_functions, why_no_loops
 from ase_segnn.model.native_source import ARGUMENTS, NativeSource
 from ase_segnn.model.potential import Potential, Prediction, differentiate, sum_structures
 from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
 from ase_segnn.model.spline import spline_coefficients
-from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, SteerableLinear
+from ase_segnn.model.steerable import SteerableLinear
 
 _FEWEST_ATOMS = 32  # per thread; fewer gain little, and threads that wait for a busy processor lose much
 _MOST_EXTRA_BYTES = 4 * 2**30  # of workspace for threads beyond the first; more than that allows are not used
@@ -226,17 +226,10 @@ def _table(potential: Potential, message: MessageNetwork) -> Tensor:
     """Splines of the functions of the distance, (intervals + 5, functions * C); see `Layout`."""
     exact = copy.deepcopy(message).double()
     layout = Layout(exact, potential.network.embedding)
-    slots = [(o, layout.n_parts(o) * layout.channels) for o, _ in layout.first[layout.scalars]]
-    bias = [exact.linear_1.biases["0"] if o == 0 else torch.zeros(n, dtype=torch.float64) for o, n in slots]
-    entries = [path.entry_in for paths in layout.second for path in paths]
-    norms = [SILU_NORM if entry == layout.scalars else SIGMOID_NORM for entry in entries]
-    factors = torch.tensor(norms, dtype=torch.float64).repeat_interleave(layout.channels)
 
     def functions(distances: Tensor) -> Tensor:
         scalars, _ = potential.radial_functions(distances.where(distances != 0, _SMALLEST))
-        added = scalars @ layout.first_weights(2 * len(layout.hidden)) + torch.cat(bias)
-        assert exact.weights is not None
-        return torch.cat([added, exact.weights(scalars) * factors], dim=1)
+        return torch.cat(edge_functions(layout, exact, scalars), dim=1)
 
     with torch.no_grad():
         table = spline_coefficients(functions, potential.cutoff, _INTERVALS[potential.dtype])

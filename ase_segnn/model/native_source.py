@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ase_segnn.model.edge_source import Layout, edge_source
+from ase_segnn.model.edge_layout import Layout
+from ase_segnn.model.edge_source import edge_source
 from ase_segnn.model.expressions import Tape
 from ase_segnn.model.native_templates import DRIVER, prelude
 from ase_segnn.model.node_source import Array, LinearPlan, Stage
