@@ -31,6 +31,8 @@ def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
         ("name: x\ndata: {train: a.xyz}\nqqqq: 1", "qqqq: unknown key; known are name, optimization"),
         ("name: x", "data: Field required"),
         ("name: ../x\ndata: {train: a.xyz}", "name: String should match"),
+        ("name: x\ndata: {train: a.xyz, validation: 1.0}", "data.validation.*less than 1"),
+        ("name: x\ndata: {train: a.xyz, held_out: 1.0}", "data.held_out.*less than 1"),
         ("name: x\ndata: {train: []}", "data.train: .* at least 1 item"),
         ("name: x\ndata: {train: a.xyz}\nnetwork: {irreps_hidden: 8y0e}", "is not a list of irreps"),
         ("name: x\ndata: {train: a.xyz}\nnetwork: {irreps_hidden: 8x1o}", "no even scalars"),

@@ -17,6 +17,7 @@ from .frames import LABELS, LabelKeys
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]  # 1.0 is no count
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
@@ -74,9 +75,9 @@ class DataSection(Section):
     """
 
     train: Files
-    validation: PositiveInt | Fraction | Files = 0.1
+    validation: Count | Fraction | Files = 0.1
     test: dict[str, Files] = {}
-    held_out: PositiveInt | Fraction | None = None
+    held_out: Count | Fraction | None = None
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
