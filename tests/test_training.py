@@ -156,7 +156,7 @@ def test_stresses_are_learned_unless_that_is_not_wanted(tmp_path: Path) -> None:
     assert "stress RMSE" not in results[0.0].card_path.read_text()
     assert "validation_stress_RMSE_meV_per_A3" in curve_of(tmp_path / "1.0")[0]
     run_recipe(recipe_for(path, optimization={"epochs": 1}), tmp_path / "open")
-    assert load_recipe(tmp_path / "open" / "recipe.yaml").optimization.stress_weight == 0.1
+    assert load_recipe(tmp_path / "open" / "recipe.yaml").optimization.stress_weight == 0.01
 
 
 def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Path) -> None:

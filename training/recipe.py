@@ -148,7 +148,7 @@ class OptimizationSection(FitSection):
     huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
     energy_weight : of (ΔE)² / atoms, in Å⁻²
     forces_weight : of the mean square of the force components
-    stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.1 if any training frame has
+    stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.01 if any training frame has
         a stress, else 0
     energy_weight_end, forces_weight_end, stress_weight_end : what the weight has become at the end of the run, along a
         geometric series; by default it stays
