@@ -32,7 +32,7 @@ from .report import Verdict, examine, write_report
 logger = logging.getLogger(__name__)
 
 _BATCH_EDGES = 1000  # of a step; small steps learn most from small data
-_STRESS_WEIGHT = 0.01  # ten times more drowns the forces of crystals, see benchmarks/README.md
+_STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
 
 
 @dataclass(frozen=True)
