@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ase_segnn.files import written_whole
 
@@ -119,7 +120,7 @@ def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:
     on_gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
     interactive = sys.stderr.isatty()
     callbacks: list[Callback] = [
-        WeightAveraging(use_buffers=False, avg_fn=partial(_average, recipe.optimization.ema_decay)),
+        WeightAveraging(use_buffers=False, multi_avg_fn=partial(_average, recipe.optimization.ema_decay)),
         _LastCheckpoint(folder),
         *[ProgressBar()] * interactive,
     ]
@@ -149,10 +150,10 @@ def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:
         )
 
 
-def _average(decay: float, averaged: Tensor, weights: Tensor, n_steps: Tensor) -> Tensor:
+def _average(decay: float, averaged: list[Tensor], weights: list[Tensor], n_steps: Tensor) -> None:
     """Exponential moving average that at first remembers no more than a twentieth of the steps so far."""
-    window = (_AVERAGED_SHARE * n_steps.to(averaged.dtype)).clamp(max=1 / (1 - decay) - 1)
-    return averaged + (weights - averaged) / (1 + window)
+    window = min(_AVERAGED_SHARE * float(n_steps), 1 / (1 - decay) - 1)
+    get_ema_multi_avg_fn(window / (1 + window))(averaged, weights, n_steps)
 
 
 class _LastCheckpoint(Checkpoint):

@@ -121,7 +121,7 @@ def make_optimizers(model: nn.Module, settings: FitSection) -> list[torch.optim.
 
 
 def _adamw(parameters: list[nn.Parameter], settings: FitSection) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[torch.Tensor, int, int]]:
