@@ -104,7 +104,7 @@ class SteerableVectors:
                 f"functions on the sphere have the irreps 0e, 1o, 2e, 3o, ..., got also {', '.join(odd_ones)}; "
                 "choose entries of the others"
             )
-        harmonics = SphericalHarmonics(max(1, self.irreps.lmax)).double()(directions)  # (m, (l_max + 1)²)
+        harmonics = SphericalHarmonics(self.irreps.lmax).double()(directions)  # (m, (l_max + 1)²)
         columns = [k for mul, ir in self.irreps for _ in range(mul) for k in range(ir.l**2, (ir.l + 1) ** 2)]
         values: Tensor = self.values.double() @ harmonics[:, columns].T
         return values

@@ -65,7 +65,7 @@ def random_graphs(n_graphs: int = 2, n_particles: int = 5) -> ParticleGraphs:
     )
 
 
-@pytest.mark.parametrize(("l_max", "l_max_attributes"), [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize(("l_max", "l_max_attributes"), [(0, 1), (1, 0), (1, 1), (1, 2), (2, 1), (2, 2), (3, 3)])
 def test_balanced_irreps_are_the_smallest_with_enough_weights(l_max: int, l_max_attributes: int) -> None:
     irreps = balanced_irreps(64, l_max, l_max_attributes)
     [copies] = {mul for mul, _ in irreps}
@@ -84,6 +84,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "geometry only": {"physics": False},
     "degree 2": {"l_max": 2, "l_max_attributes": 2},
     "scalar features": {"l_max": 0},
+    "scalar attributes": {"l_max_attributes": 0},
     "linear messages": {"messages": "linear"},
     "invariant messages": {"messages": "invariant"},
     "weights from scalars": {"message_weights_hidden": (8,)},
@@ -261,6 +262,7 @@ def test_recipes_are_valid(name: str) -> None:
         ({"system": {"kind": "charged", "target": "forces"}}, "forces are a target of gravity only"),
         ({"system": {"kind": "planets"}}, "system.kind"),
         ({"optimization": {"epochs": 3}}, "optimization: batch_size is needed"),
+        ({"network": {"l_max": 0, "l_max_attributes": 0}}, "network: features and attributes of degree 0"),
         ({"network": {"l_maximum": 2}}, "network.l_maximum: unknown key; did you mean 'l_max'?"),
         ({"zbl": True}, "zbl: unknown key"),
     ],

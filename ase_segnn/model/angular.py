@@ -24,7 +24,7 @@ class SphericalHarmonics(ModuleWithConstants):
 
     Parameters
     ----------
-    l_max : highest degree, 1 or more
+    l_max : highest degree
     """
 
     def __init__(self, l_max: int) -> None:
@@ -42,7 +42,7 @@ class SphericalHarmonics(ModuleWithConstants):
 
     def forward(self, directions: Tensor) -> Tensor:
         """Map unit vectors (n, 3) to (n, (l_max + 1)²)."""
-        harmonics = [torch.ones_like(directions[:, :1]), math.sqrt(3) * directions]
+        harmonics = [torch.ones_like(directions[:, :1]), *[math.sqrt(3) * directions] * (self.l_max > 0)]
         for degree in range(2, self.l_max + 1):
             harmonics.append(_outer(harmonics[-1], directions) @ getattr(self, f"coupling_{degree}"))
         return torch.cat(harmonics, dim=1)

@@ -58,11 +58,17 @@ class NetworkSection(Section):
 
     width: PositiveInt = 64
     l_max: Annotated[int, Field(ge=0, le=6)] = 1
-    l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 1
+    l_max_attributes: Annotated[int, Field(ge=0, le=6)] = 1
     n_layers: PositiveInt = 4
     physics: bool = True
     messages: Literal["steerable", "linear", "invariant"] = "steerable"
     message_weights_hidden: tuple[PositiveInt, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> NetworkSection:
+        if self.l_max == self.l_max_attributes == 0:
+            raise ValueError("features and attributes of degree 0 make no vectors; set l_max or l_max_attributes to 1")
+        return self
 
 
 class DynamicsRecipe(RunSection):
