@@ -8,6 +8,7 @@ Atoms may lie anywhere, also far outside the cell. Cell vectors along directions
 backend          what it is
 ===============  =============================================================================================
 "matscipy"       linear scaling, any cell and periodicity, on the CPU
+"vesin"          likewise, also on the GPU; needs the extra ``ase-segnn[vesin]``
 "torch-cluster"  on the GPU, for structures that are not periodic; needs the extra ``ase-segnn[cluster]``
 "brute-force"    every pair in every cell in reach, in plain NumPy: the reference that the others are tested with
 "auto"           what `choose_backend` says
@@ -26,9 +27,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ase_segnn.pair_search import brute_force_pairs, cell_inverse, matscipy_pairs, round_shifts, torch_cluster_pairs
+from ase_segnn.pair_search import (
+    brute_force_pairs,
+    cell_inverse,
+    matscipy_pairs,
+    round_shifts,
+    torch_cluster_pairs,
+    vesin_pairs,
+)
 
-BACKENDS = ("matscipy", "torch-cluster", "brute-force")
+BACKENDS = ("matscipy", "vesin", "torch-cluster", "brute-force")
 
 _Floats = NDArray[np.float64]
 _Integers = NDArray[np.int64]
@@ -60,16 +68,19 @@ class NeighborList:
 def choose_backend(pbc: ArrayLike, device: torch.device | str = "cpu") -> str:
     """Return the name of the backend that "auto" stands for.
 
-    It is torch-cluster where it is installed, the list is wanted on a GPU and nothing is periodic, else matscipy.
+    For a list on a GPU it is torch-cluster if that is installed and nothing is periodic, or vesin if that is installed;
+    else matscipy.
 
     Parameters
     ----------
     pbc : (3,) bool, or one bool
     device : where the list is wanted
     """
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu and not np.any(pbc) and importlib.util.find_spec("torch_cluster") is not None:
-        return "torch-cluster"
+    if torch.device(device).type == "cuda":
+        if not np.any(pbc) and importlib.util.find_spec("torch_cluster") is not None:
+            return "torch-cluster"
+        if importlib.util.find_spec("vesin") is not None:
+            return "vesin"
     return "matscipy"
 
 
@@ -99,7 +110,7 @@ def neighbor_list(
         If an argument has a wrong shape or value, a position or cell vector is not finite, the periodic cell vectors
         span no volume (area, length), or something is periodic and the backend cannot handle that.
     ImportError
-        If torch-cluster is asked for and not installed.
+        If vesin or torch-cluster is asked for and not installed.
 
     Examples
     --------
@@ -117,8 +128,8 @@ def neighbor_list(
     if name == "auto":
         name = choose_backend(periodic, device)
         _log.debug("neighbor list backend: %s (%d atoms, pbc=%s, %s)", name, len(x), periodic.tolist(), device)
-    if name == "torch-cluster":
-        return _with_torch_cluster(x, periodic, cutoff, torch.device(device))
+    if name in ("vesin", "torch-cluster"):
+        return _on_device(name, x, h, periodic, cutoff, torch.device(device))
     search = matscipy_pairs if name == "matscipy" else brute_force_pairs
     centers, neighbors, cell_shifts = search(x, h, periodic, cutoff * _ROUNDING)
     vectors = x[neighbors] - x[centers] + cell_shifts @ h
@@ -127,16 +138,23 @@ def neighbor_list(
     return NeighborList(*(torch.as_tensor(array[close], device=device) for array in (centers, neighbors, cell_shifts)))
 
 
-def _with_torch_cluster(x: _Floats, periodic: _Bools, cutoff: float, device: torch.device) -> NeighborList:
-    if periodic.any():
+def _on_device(
+    name: str, x: _Floats, h: _Floats, periodic: _Bools, cutoff: float, device: torch.device
+) -> NeighborList:
+    if name == "vesin":
+        centers, neighbors, cell_shifts = vesin_pairs(x, h, periodic, cutoff * _ROUNDING, device)
+    elif periodic.any():
         raise ValueError(
             f"the backend 'torch-cluster' finds no pairs across cells, got pbc={periodic.tolist()}; use 'matscipy' or "
             "'auto' for this structure"
         )
-    centers, neighbors = torch_cluster_pairs(x, cutoff * _ROUNDING, device)
+    else:
+        centers, neighbors = torch_cluster_pairs(x, cutoff * _ROUNDING, device)
+        cell_shifts = centers.new_zeros(len(centers), 3)
     order = torch.argsort(centers, stable=True)
-    pairs = NeighborList(centers[order], neighbors[order], centers.new_zeros(len(centers), 3))
-    return _within(pairs, None, torch.tensor(x.T, device=device), cutoff)
+    pairs = NeighborList(centers[order], neighbors[order], cell_shifts[order])
+    shift_vectors = torch.tensor(h.T, device=device) @ _components(pairs.cell_shifts) if periodic.any() else None
+    return _within(pairs, shift_vectors, torch.tensor(x.T, device=device), cutoff)
 
 
 class VerletList:
@@ -187,6 +205,7 @@ class VerletList:
         self._device = torch.device(device)
         self._kept: _Kept | None = None
         self._builds = 0
+        self._compared = {"matscipy"}  # what has been found to be right, if "auto" chooses it
 
     @property
     def builds(self) -> int:
@@ -218,7 +237,18 @@ class VerletList:
         return kept
 
     def _search(self, x: _Floats, h: _Floats, periodic: _Bools, cutoff: float) -> NeighborList:
-        return neighbor_list(x, h, periodic, cutoff, backend=self._backend, device=self._device)
+        pairs = neighbor_list(x, h, periodic, cutoff, backend=self._backend, device=self._device)
+        chosen = choose_backend(periodic, self._device)
+        if self._backend == "auto" and chosen not in self._compared:
+            expected = neighbor_list(x, h, periodic, cutoff, backend="matscipy", device=self._device)
+            if not _same_pairs(pairs, expected):
+                _log.warning(
+                    "%s finds other pairs than matscipy here, matscipy is used instead; please report it", chosen
+                )
+                self._backend = "matscipy"
+                return expected
+            self._compared.add(chosen)
+        return pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +296,12 @@ class _Kept:
         device = self.shifts.device
         shift_vectors = torch.tensor(h.T, device=device) @ self.shifts if self.pbc.any() else None
         return _within(self.pairs, shift_vectors, torch.tensor(x.T, device=device), cutoff)
+
+
+def _same_pairs(a: NeighborList, b: NeighborList) -> bool:
+    rows = [torch.column_stack([x.centers, x.neighbors, x.cell_shifts]).cpu().numpy() for x in (a, b)]
+    first, second = (array[np.lexsort(array.T)] for array in rows)
+    return np.array_equal(first, second)
 
 
 def _within(pairs: NeighborList, shift_vectors: Tensor | None, points: Tensor, cutoff: float) -> NeighborList:

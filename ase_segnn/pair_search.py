@@ -29,20 +29,41 @@ def matscipy_pairs(x: _Floats, h: _Floats, periodic: _Bools, cutoff: float) -> t
 
     if len(x) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
-    outside = round_shifts(np.floor, x, h, periodic)
-    wrapped = x - outside @ h
-    normals = np.linalg.svd(h)[2][np.count_nonzero(periodic) :]  # rows, orthonormal, across the periodic vectors
-    heights = wrapped @ normals.T
-    lengths = np.ptp(heights, axis=0) + 1.0
-    box = h.copy()
-    box[~periodic] = lengths[:, None] * normals
-    origin = (heights.min(axis=0) - 0.5) @ normals
+    inside, box, outside = _in_box(x, h, periodic)
     # a wider search needs fewer bins, and what is too far is dropped later
     widths = (1 / np.linalg.norm(np.linalg.inv(box), axis=0)).tolist()
     while math.prod(max(width / cutoff, 1.0) for width in widths) > _MAX_BINS:
         cutoff *= 1.5
-    i, j, s = neighbour_list("ijS", positions=wrapped, cell=box, cell_origin=origin, pbc=periodic, cutoff=cutoff)
+    i, j, s = neighbour_list("ijS", positions=inside, cell=box, pbc=periodic, cutoff=cutoff)
     return i.astype(np.int64), j.astype(np.int64), s + outside[i] - outside[j]
+
+
+def vesin_pairs(
+    x: _Floats, h: _Floats, periodic: _Bools, cutoff: float, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same with vesin, on the device.
+
+    Raises
+    ------
+    ImportError
+        If vesin is not installed.
+    """
+    try:
+        from vesin import NeighborList
+    except ImportError as error:
+        raise ImportError(
+            "the backend 'vesin' needs the package vesin: pip install \"ase-segnn[vesin]\"; or use the backend "
+            "'matscipy'"
+        ) from error
+    if len(x) == 0:
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        return empty, empty, empty.new_zeros(0, 3)
+    inside, box, outside = _in_box(x, h, periodic)
+    points, vectors, wrapped = (torch.tensor(array, device=device) for array in (inside, box, outside))
+    search = NeighborList(cutoff=cutoff, full_list=True)
+    i, j, s = search.compute(points, vectors, torch.tensor(periodic, device=device), "ijS")
+    i, j, s = i.to(torch.int64), j.to(torch.int64), s.to(torch.int64)
+    return i, j, s + wrapped[i] - wrapped[j]
 
 
 def brute_force_pairs(
@@ -99,6 +120,22 @@ def torch_cluster_pairs(x: _Floats, cutoff: float, device: torch.device) -> tupl
         room = min(4 * room, n_atoms)
     distinct = centers != neighbors
     return centers[distinct], neighbors[distinct]
+
+
+def _in_box(x: _Floats, h: _Floats, periodic: _Bools) -> tuple[_Floats, _Floats, _Integers]:
+    """Wrap atoms into a box at the origin, the cell where the structure is periodic and around all atoms elsewhere.
+
+    Returns
+    -------
+    positions in the box (N, 3), the box (3, 3), and by how many cells atoms had been outside (N, 3)
+    """
+    outside = round_shifts(np.floor, x, h, periodic)
+    wrapped = x - outside @ h
+    normals = np.linalg.svd(h)[2][np.count_nonzero(periodic) :]  # rows, orthonormal, across the periodic vectors
+    heights = wrapped @ normals.T
+    box = h.copy()
+    box[~periodic] = (np.ptp(heights, axis=0) + 1.0)[:, None] * normals
+    return wrapped - (heights.min(axis=0) - 0.5) @ normals, box, outside
 
 
 def cell_inverse(h: _Floats, periodic: _Bools) -> _Floats:

@@ -73,10 +73,11 @@ class TestBackends:
     def test_brute_force_equals_ase(self, structure):
         np.testing.assert_array_equal(as_rows(brute_force(*structure)), ase_rows(*structure))
 
+    @pytest.mark.parametrize("backend", ["matscipy", "vesin"])
     @settings(max_examples=300, deadline=None)
     @given(structures())
-    def test_matscipy_equals_brute_force(self, structure):
-        assert_same_pairs(neighbor_list(*structure, backend="matscipy"), brute_force(*structure))
+    def test_others_equal_brute_force(self, backend, structure):
+        assert_same_pairs(neighbor_list(*structure, backend=backend), brute_force(*structure))
 
     @settings(max_examples=100, deadline=None)
     @given(structures(max_atoms=100))
@@ -86,45 +87,48 @@ class TestBackends:
         found = neighbor_list(positions, cell, MOLECULE, cutoff, backend="torch-cluster")
         assert_same_pairs(found, brute_force(positions, cell, MOLECULE, cutoff))
 
+    @pytest.mark.parametrize("backend", ["matscipy", "vesin"])
     @pytest.mark.parametrize("pbc", [[bool(mask & 1), bool(mask & 2), bool(mask & 4)] for mask in range(8)])
-    def test_every_periodicity(self, pbc):
+    def test_every_periodicity(self, pbc, backend):
         rng = np.random.default_rng(5)
         cell = np.diag([2.0, 3.0, 6.0]) + rng.uniform(-0.8, 0.8, (3, 3))
         positions = rng.uniform(-20, 20, (5, 3)) * pbc + rng.uniform(0, 4, (5, 3))
         expected = brute_force(positions, cell, pbc, 4.0)
-        assert_same_pairs(neighbor_list(positions, cell, pbc, 4.0, backend="matscipy"), expected)
+        assert_same_pairs(neighbor_list(positions, cell, pbc, 4.0, backend=backend), expected)
         assert len(expected.centers) > 0
         assert (expected.cell_shifts.abs().amax(0) > 0).tolist() == pbc
 
+    @pytest.mark.parametrize("backend", ["matscipy", "vesin"])
     @pytest.mark.parametrize("name", SYSTEMS)
-    def test_named_systems(self, name):
+    def test_named_systems(self, name, backend):
         atoms = SYSTEMS[name]
         before = atoms.copy()
         arguments = atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF
-        found = neighbor_list(*arguments, backend="matscipy")
+        found = neighbor_list(*arguments, backend=backend)
         assert_same_pairs(found, brute_force(*arguments))
         assert (len(found.centers) == 0) == (name in {"lone atom", "far dimer"})
         assert atoms == before
 
-    @pytest.mark.parametrize("backend", ["matscipy", "brute-force"])
+    @pytest.mark.parametrize("backend", ["matscipy", "vesin", "brute-force"])
     def test_pair_at_the_cutoff_is_not_listed(self, backend):
         found = neighbor_list(np.zeros((1, 3)), 3.0 * np.eye(3), PERIODIC, 3.0, backend=backend)
         assert len(found.centers) == 0
         found = neighbor_list(np.zeros((1, 3)), 3.0 * np.eye(3), PERIODIC, np.nextafter(3.0, 4.0), backend=backend)
         assert len(found.centers) == 6
 
-    def test_vacuum_of_any_size_is_quick_and_complete(self):
+    @pytest.mark.parametrize("backend", ["matscipy", "vesin"])
+    def test_vacuum_of_any_size_is_quick_and_complete(self, backend):
         rng = np.random.default_rng(3)
         cluster = rng.uniform(0, 5, (6, 3))
         for size in (1e3, 1e5, 1e9):
             positions = np.concatenate([cluster, cluster + 0.4 * size])
             cell = size * np.eye(3)
             for pbc in (PERIODIC, MOLECULE):
-                found = neighbor_list(positions, cell, pbc, 4.0, backend="matscipy")
+                found = neighbor_list(positions, cell, pbc, 4.0, backend=backend)
                 assert_same_pairs(found, brute_force(positions, cell, pbc, 4.0))
                 assert len(found.centers) > 0
 
-    @pytest.mark.parametrize("backend", ["auto", "matscipy", "brute-force"])
+    @pytest.mark.parametrize("backend", ["auto", "matscipy", "vesin", "brute-force"])
     def test_no_atoms(self, backend):
         assert as_rows(neighbor_list(np.zeros((0, 3)), np.eye(3), PERIODIC, 3.0, backend=backend)).shape == (0, 5)
 
@@ -185,21 +189,47 @@ class TestTorchCluster:
             neighbor_list(np.zeros((1, 3)), np.eye(3), MOLECULE, 3.0, backend="torch-cluster")
 
 
+def test_vesin_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vesin", None)
+    with pytest.raises(ImportError, match=r'pip install "ase-segnn\[vesin\]"'):
+        neighbor_list(np.zeros((1, 3)), np.eye(3), MOLECULE, 3.0, backend="vesin")
+
+
 class TestChoice:
     @pytest.mark.parametrize(
         ("pbc", "device", "installed", "expected"),
         [
-            (MOLECULE, "cpu", True, "matscipy"),
-            (PERIODIC, "cuda", True, "matscipy"),
-            ([False, True, False], "cuda", True, "matscipy"),
-            (MOLECULE, "cuda", False, "matscipy"),
-            (MOLECULE, "cuda:1", True, "torch-cluster"),
+            (MOLECULE, "cpu", ["torch_cluster", "vesin"], "matscipy"),
+            (PERIODIC, "cuda", ["torch_cluster"], "matscipy"),
+            ([False, True, False], "cuda", ["torch_cluster", "vesin"], "vesin"),
+            (MOLECULE, "cuda", [], "matscipy"),
+            (MOLECULE, "cuda", ["vesin"], "vesin"),
+            (MOLECULE, "cuda:1", ["torch_cluster", "vesin"], "torch-cluster"),
         ],
     )
     def test_of_auto(self, monkeypatch, pbc, device, installed, expected):
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: name if installed else None)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in installed else None)
         assert choose_backend(pbc, device) == expected
         assert expected in BACKENDS
+
+    @pytest.mark.parametrize("right", [True, False])
+    def test_that_finds_other_pairs_is_given_up(self, monkeypatch, caplog, right):
+        calls = []
+
+        def search(x, h, periodic, cutoff, device):
+            calls.append(len(x))
+            found = pair_search.vesin_pairs(x, h, periodic, cutoff, device)
+            return found if right else tuple(array[1:] for array in found)
+
+        monkeypatch.setattr("ase_segnn.neighbors.choose_backend", lambda *_: "vesin")
+        monkeypatch.setattr("ase_segnn.neighbors.vesin_pairs", search)
+        atoms = SYSTEMS["mixed species"]
+        verlet = VerletList(CUTOFF, 0.0)
+        for _ in range(3):
+            found = verlet.update(atoms.positions, atoms.cell.array, atoms.pbc)
+            assert_same_pairs(found, brute_force(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF))
+        assert len(calls) == (3 if right else 1)
+        assert ("vesin finds other pairs than matscipy" in caplog.text) == (not right)
 
     def test_is_logged(self, caplog):
         with caplog.at_level(logging.DEBUG, logger="ase_segnn"):
@@ -215,7 +245,7 @@ class TestErrors:
             ({"cutoff": -1.0}, "finite and positive, got -1.0"),
             ({"cutoff": np.nan}, "finite and positive, got nan"),
             ({"cutoff": np.inf}, "finite and positive, got inf"),
-            ({"backend": "ase"}, "'auto' or one of 'matscipy', 'torch-cluster', 'brute-force', got 'ase'"),
+            ({"backend": "ase"}, "'auto' or one of 'matscipy', 'vesin', 'torch-cluster', 'brute-force', got 'ase'"),
             ({"positions": [[0, 0, 0], [1, np.nan, 0]]}, r"of 1 atoms are not finite.*\[1.0, nan, 0.0\] of atom 1"),
             ({"positions": [[0, 0, 1e30]]}, r"an atom is 1.0e\+30 cells away, at most 1e\+09.*time step"),
             ({"positions": [0, 0, 0]}, r"shape \(atoms, 3\), got \(3,\)"),
@@ -293,7 +323,7 @@ class TestVerletList:
         if name in {"bulk", "slab"}:
             assert len(numbers_of_pairs) > 3  # pairs came and went
 
-    @pytest.mark.parametrize("backend", ["matscipy", "brute-force"])
+    @pytest.mark.parametrize("backend", ["matscipy", "vesin", "brute-force"])
     def test_backends(self, backend):
         atoms = SYSTEMS["mixed species"]
         verlet = VerletList(3.0, 0.5, backend)
