@@ -23,6 +23,7 @@ from ase_segnn.model.steerable import sum_to
 from .graphs import ParticleGraphs
 from .recipe import NetworkSection
 
+_INTEGRAL = 1 / math.sqrt(4 * math.pi)  # from e3nn's "component" to its "integral" normalization of the harmonics
 _GATES: dict[str, Literal[0, 1, 2]] = {"steerable": 2, "linear": 0, "invariant": 2}
 
 
@@ -49,7 +50,9 @@ class ParticleNetwork(nn.Module):
 
     The features of a node are its position relative to the center of mass, its velocity and its speed. Distance and
     product of strengths are additional scalars of a message. Direction steers it, and nodes are steered by the mean of
-    the attributes of their edges, to which with `physics` the harmonics of v / √(1 + v²) are added.
+    the attributes of their edges, to which with `physics` the harmonics of v / √(1 + v²) are added; their scalar is 1.
+    Harmonics are orthonormal on the sphere, as in the paper's code: with larger ones, as potentials have them, training
+    becomes unstable at its learning rate. Messages are summed.
 
     Parameters
     ----------
@@ -74,7 +77,6 @@ class ParticleNetwork(nn.Module):
             message_weights_hidden=settings.message_weights_hidden,
             irreps_messages=f"{settings.width}x0e" if settings.messages == "invariant" else None,
             message_gates=_GATES[settings.messages],
-            unit_scalar_attributes=True,
         )
 
     def forward(self, graphs: ParticleGraphs) -> Tensor:
@@ -87,12 +89,12 @@ class ParticleNetwork(nn.Module):
         strengths = graphs.strengths.flatten()
         vectors = positions[neighbors] - positions[centers]
         distances = vectors.norm(dim=1, keepdim=True)
-        edge_attributes = self.harmonics(vectors / distances)
+        edge_attributes = _INTEGRAL * self.harmonics(vectors / distances)
         node_attributes = sum_to(n_graphs * n_particles, centers, edge_attributes) / n_neighbors
         squares = velocities.square().sum(1, keepdim=True)
         if self.settings.physics:
-            cues = self.harmonics(velocities / (1 + squares).sqrt())
-            node_attributes = node_attributes + torch.cat([0 * cues[:, :1], cues[:, 1:]], dim=1)  # the scalar stays 1
+            node_attributes = node_attributes + _INTEGRAL * self.harmonics(velocities / (1 + squares).sqrt())
+        node_attributes = torch.cat([torch.ones_like(squares), node_attributes[:, 1:]], dim=1)
         outputs: Tensor = self.segnn(
             torch.cat(
                 [(graphs.positions - graphs.positions.mean(1, keepdim=True)).flatten(0, 1), velocities, squares.sqrt()],
@@ -103,7 +105,6 @@ class ParticleNetwork(nn.Module):
             centers,
             neighbors,
             message_scalars=torch.cat([distances, (strengths[centers] * strengths[neighbors])[:, None]], dim=1),
-            edge_weights=torch.full_like(distances[:, 0], n_neighbors**-0.5),
         )
         return self.scale * outputs.reshape(n_graphs, n_particles, 3)
 
