@@ -14,11 +14,9 @@ import re
 import statistics
 from pathlib import Path
 
-import yaml
-
 from ase_segnn.training import read_recipe_file
 from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
-from ase_segnn.training.recipe import make_recipe
+from ase_segnn.training.recipe import key_and_value, make_recipe, set_key
 
 FOLDER = Path(__file__).parents[1] / "training" / "dynamics"
 HEADER = (
@@ -38,12 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     raw = read_recipe_file(FOLDER / f"{arguments.system}.yaml")
     for change in arguments.changes:
-        key, _, value = change.partition("=")
-        *sections, last = key.split(".")
-        section = raw
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[last] = yaml.safe_load(value)
+        set_key(raw, *key_and_value(change))
     results = []
     for seed in arguments.seeds:
         recipe = make_recipe({**raw, "seed": seed}, "the recipe", DynamicsRecipe)

@@ -4,8 +4,8 @@
 
 Each run is that of a recipe, by default potentials/acac-pbe-fast.yaml, with another network, given as IRREPS:LAYERS and
 any keys of a recipe's network, fewer epochs and an average of the weights over fewer steps; attributes have the degrees
-of the irreps if not given. Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. Nothing is
-evaluated on test frames.
+of the irreps if not given. Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. `--set` changes
+any other key for all runs. Nothing is evaluated on test frames.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from ase_segnn.training import Recipe, load_recipe, run_recipe
+from ase_segnn.training.recipe import key_and_value, set_key
 
 ACAC = Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml"
 
@@ -31,9 +32,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--weight-decay", type=float, default=1e-8)
     parser.add_argument("--recipe", type=Path, default=ACAC)
+    parser.add_argument("--set", dest="changes", metavar="KEY=VALUE", nargs="*", default=[], help="of the recipe")
     arguments = parser.parse_args()
     base = load_recipe(arguments.recipe)
-    print(f"{base.name}, {arguments.epochs} epochs\n")
+    print(f"{base.name}, {', '.join([f'{arguments.epochs} epochs', *arguments.changes])}\n")
     print("| irreps | layers | else | optimizer | energy RMSE, meV | forces RMSE, meV/Å | minutes |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for network in arguments.networks:
@@ -48,7 +50,7 @@ def main() -> None:
                     "weight_decay": arguments.weight_decay,
                     "epochs": arguments.epochs,
                 }
-                recipe = recipe_for(base, irreps, int(layers), others, optimization)
+                recipe = recipe_for(base, irreps, int(layers), others, optimization, arguments.changes)
                 errors = run_recipe(recipe, Path(folder)).errors["validation"]
             minutes = (time.perf_counter() - started) / 60
             energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
@@ -64,8 +66,10 @@ def main() -> None:
             print("| " + " | ".join(row) + " |", flush=True)
 
 
-def recipe_for(base: Recipe, irreps: str, layers: int, others: list[str], optimization: dict[str, Any]) -> Recipe:
-    """Return a recipe with these changes."""
+def recipe_for(
+    base: Recipe, irreps: str, layers: int, others: list[str], optimization: dict[str, Any], changes: list[str]
+) -> Recipe:
+    """Return a recipe with these changes, the last ones on top."""
     raw: dict[str, Any] = base.model_dump()
     raw["data"]["test"] = {}
     raw["validate_every"] = optimization["epochs"]
@@ -77,6 +81,8 @@ def recipe_for(base: Recipe, irreps: str, layers: int, others: list[str], optimi
         **{key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)},
     }
     raw["optimization"] |= optimization | {"ema_decay": 0.99}
+    for change in changes:
+        set_key(raw, *key_and_value(change))
     return Recipe.model_validate(raw)
 
 

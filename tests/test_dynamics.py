@@ -183,6 +183,7 @@ def test_a_run_learns_and_writes_its_files(cache: Path, tmp_path: Path) -> None:
     assert f"{result.errors['test MSE']:.5g}" in page
     assert page.count("data:image/png") == 2
     settled = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert list(settled)[:3] == ["name", "system", "network"]  # what is learned comes before how
     assert make_recipe(settled, "this", DynamicsRecipe).compile == "auto"
 
 

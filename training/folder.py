@@ -101,9 +101,12 @@ class RunFiles:
             raise FileExistsError(f"another run is using '{self.folder}'; choose another folder") from error
 
     def write_recipe(self, recipe: RunSection) -> None:
-        """Write the settled recipe."""
+        """Write the settled recipe: first what is learned, then how."""
+        values = recipe.model_dump(mode="json")
+        order = sorted(values, key=lambda key: key != "name" and key in RunSection.model_fields)
+        text = yaml.safe_dump({key: values[key] for key in order}, sort_keys=False)
         with written_whole(self.recipe) as path:
-            path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
 
 
 def provenance_of(recipe: RunSection, checksums: dict[str, str]) -> Provenance:

@@ -293,6 +293,39 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     return raw
 
 
+def key_and_value(change: str) -> tuple[str, Any]:
+    """Take a change of a recipe apart, such as ``optimization.epochs=500``; the value is YAML.
+
+    Raises
+    ------
+    ValueError
+        If there is no ``=``.
+    """
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes KEY=VALUE, such as optimization.epochs=500, got '{change}'")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value  # such as *.xyz
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Change a recipe that is plain data, in place; dots in the key lead into its sections.
+
+    Raises
+    ------
+    ValueError
+        If they lead into what is no section.
+    """
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise ValueError(f"'{key}' is no key of a recipe: '{section}' has no keys in it")  # noqa: TRY004  # of users
+    raw[last] = value
+
+
 def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
     """Check a recipe of a kind that comes as plain data; `source` starts the message of an error.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from ase_segnn.cli._app import app
 from ase_segnn.cli._options import ForceOption
@@ -40,7 +39,7 @@ def train(
     try:
         from ase_segnn.training import read_recipe_file, run_recipe
         from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
-        from ase_segnn.training.recipe import Recipe, make_recipe
+        from ase_segnn.training.recipe import Recipe, key_and_value, make_recipe, set_key
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("ase_segnn"):
             raise
@@ -53,13 +52,13 @@ def train(
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
     raw = _raw_recipe(data or [], test or []) if recipe is None else read_recipe_file(recipe)
     for key, value in (
-        *(_key_and_value(change) for change in changes or []),
+        *(key_and_value(change) for change in changes or []),
         ("optimization.max_time", time),
         ("base", base),
         ("committee", committee),
     ):
         if value is not None:
-            _set(raw, key, value)
+            set_key(raw, key, value)
     source = "these options" if recipe is None else f"recipe '{recipe}'"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if "system" in raw:
@@ -102,22 +101,3 @@ def _raw_recipe(data: list[str], test: list[str]) -> dict[str, Any]:
     section |= {"test": dict(zip(names, test, strict=True))} if test else {"held_out": 0.1}
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data[0]).stem).strip("-._") or "potential"
     return {"name": name, "data": section}
-
-
-def _key_and_value(change: str) -> tuple[str, Any]:
-    key, equals, value = change.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes KEY=VALUE, such as optimization.epochs=500, got '{change}'")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return key, value  # such as *.xyz
-
-
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        raw = raw.setdefault(section, {})
-        if not isinstance(raw, dict):
-            raise ValueError(f"'{key}' is no key of a recipe: '{section}' has no keys in it")  # noqa: TRY004  # of users
-    raw[last] = value
