@@ -18,7 +18,7 @@ from ase_segnn._e3nn import o3
 from ase_segnn.files import written_whole
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.segnn import SEGNN
-from ase_segnn.model.steerable import sum_to
+from ase_segnn.model.steerable import SteerableLinear, sum_to
 
 from .graphs import ParticleGraphs
 from .recipe import NetworkSection
@@ -78,6 +78,9 @@ class ParticleNetwork(nn.Module):
             irreps_messages=f"{settings.width}x0e" if settings.messages == "invariant" else None,
             message_gates=_GATES[settings.messages],
         )
+        for module in self.modules():
+            if isinstance(module, SteerableLinear):
+                _initialize(module)
 
     def forward(self, graphs: ParticleGraphs) -> Tensor:
         """Predict vectors (B, n, 3)."""
@@ -107,6 +110,15 @@ class ParticleNetwork(nn.Module):
             message_scalars=torch.cat([distances, (strengths[centers] * strengths[neighbors])[:, None]], dim=1),
         )
         return self.scale * outputs.reshape(n_graphs, n_particles, 3)
+
+
+def _initialize(layer: SteerableLinear) -> None:
+    """Draw weights and biases as torch.nn.Linear does, and the paper's code: uniform, up to 1 / √(number of inputs)."""
+    for entry, weight in enumerate(layer.weights):
+        bound = 1 / math.sqrt(max(len(weight), 1))
+        nn.init.uniform_(weight, -bound, bound)
+        if str(entry) in layer.biases:
+            nn.init.uniform_(layer.biases[str(entry)], -bound, bound)
 
 
 def save_network(network: ParticleNetwork, path: Path, about: Mapping[str, object]) -> None:
