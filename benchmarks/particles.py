@@ -10,6 +10,7 @@ already is not repeated but resumed, and says what it found.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import statistics
 from pathlib import Path
@@ -19,6 +20,7 @@ from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
 from ase_segnn.training.recipe import key_and_value, make_recipe, set_key
 
 FOLDER = Path(__file__).parents[1] / "training" / "dynamics"
+LONGEST = 100  # letters of the name of a folder
 HEADER = (
     "| system | changes | test MSE | of the seeds | validation MSE | straight motion | s/epoch |\n" + "|---" * 7 + "|"
 )
@@ -40,8 +42,7 @@ def main() -> None:
     results = []
     for seed in arguments.seeds:
         recipe = make_recipe({**raw, "seed": seed}, "the recipe", DynamicsRecipe)
-        name = re.sub(r"[^\w.=-]+", "-", "-".join([arguments.system, *arguments.changes, f"seed={seed}"]))
-        folder = arguments.output / name
+        folder = arguments.output / folder_name(arguments.system, arguments.changes, seed)
         results.append(run_dynamics(recipe, folder, resume=(folder / "last.ckpt").is_file()))
     errors = [result.errors["test MSE"] for result in results]
     spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
@@ -55,6 +56,14 @@ def main() -> None:
         f"{statistics.median(result.seconds_per_epoch for result in results):.2f}",
     ]
     print(f"{HEADER}\n| {' | '.join(cells)} |", flush=True)
+
+
+def folder_name(system: str, changes: list[str], seed: int) -> str:
+    """Name the folder of a run after what it is, in as many letters as file systems take."""
+    name = re.sub(r"[^\w.=-]+", "-", "-".join([system, *changes]))
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name}-seed={seed}"
 
 
 if __name__ == "__main__":
