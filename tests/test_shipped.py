@@ -9,6 +9,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
+from ase.build import bulk
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
@@ -27,6 +28,7 @@ MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"
 STRUCTURES = {
     "acac-pbe": lambda: ase.io.read(MOLECULE),
     "acac-pbe-fast": lambda: ase.io.read(MOLECULE),
+    "si-pbe": lambda: bulk("Si", a=5.47, cubic=True),
 }
 
 
