@@ -40,7 +40,7 @@ def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
         ("name: x\ndata: {train: a.xyz}\noptimization: {batch_size: 2, batch_edges: 9}", "give one of them"),
         (
             "name: x\ndata: {train: a.xyz}\noptimization: {energy_weight: 0, energy_weight_end: 1}",
-            "energy_weight_end needs a energy_weight that is not 0",
+            "energy_weight_end needs energy_weight, and not 0",
         ),
         ("name: x\ndata: {train: a.xyz}\nfrozen: [embedding]", "there is no base"),
         ("name: x\ndata: {train: a.xyz}\nbase: b\nnetwork: {cutoff: 3}", "a base brings its own network"),

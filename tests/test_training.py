@@ -79,7 +79,7 @@ def test_run_learns_and_writes_its_files(tmp_path: Path, frames_file: Path) -> N
     assert f"{result.errors['all']['forces_RMSE_meV_per_A']:.2f}" in card
     curve = curve_of(tmp_path / "run")
     assert [int(row["epoch"]) for row in curve] == list(range(1, 61))
-    assert float(curve[-1]["loss"]) < 0.05 * float(curve[0]["loss"])
+    assert float(curve[-1]["loss"]) < 0.2 * float(curve[0]["loss"])  # though energies count more by then
     assert float(curve[-1]["learning_rate"]) < 1e-3 * 0.01
 
     atoms = frames[0].atoms.copy()
@@ -126,7 +126,8 @@ def test_options_change_the_result(tmp_path: Path, frames_file: Path) -> None:
         {"ema_decay": 0.0},
         {"gradient_clip": 1e-3},
         {"energy_weight": 0.0},
-        {"energy_weight_end": 100.0},
+        {"energy_weight": 1.0},
+        {"energy_weight": 1.0, "energy_weight_end": 100.0},
         {"forces_weight": 0.0},
         {"forces_weight_end": 0.1},
         {"batch_size": 3},
@@ -156,7 +157,8 @@ def test_stresses_are_learned_unless_that_is_not_wanted(tmp_path: Path) -> None:
     assert "stress RMSE" not in results[0.0].card_path.read_text()
     assert "validation_stress_RMSE_meV_per_A3" in curve_of(tmp_path / "1.0")[0]
     run_recipe(recipe_for(path, optimization={"epochs": 1}), tmp_path / "open")
-    assert load_recipe(tmp_path / "open" / "recipe.yaml").optimization.stress_weight == 0.01
+    settled = load_recipe(tmp_path / "open" / "recipe.yaml").optimization
+    assert (settled.stress_weight, settled.energy_weight, settled.energy_weight_end) == (0.01, 0.1, 10.0)
 
 
 def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Pa
         atoms.calc.results.pop("free_energy", None)
         atoms.calc.results.pop("energies", None)
     path = write_frames(tmp_path / "frames.xyz", frames)
-    with pytest.raises(ValueError, match=r"energy_weight is 10, but no training frame has energy.*data.energy_key"):
+    with pytest.raises(ValueError, match=r"energy_weight is 0.1, but no training frame has energy.*data.energy_key"):
         run_recipe(short(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     result = run_recipe(short(path, energy_weight=0.0), tmp_path / "run")

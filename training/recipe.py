@@ -146,18 +146,18 @@ class OptimizationSection(FitSection):
     batch_edges : instead of `batch_size`, about the number of edges per step; frames of different sizes then cost alike
     loss : "mse", "l1" or "huber", see `ase_segnn.training.step.PotentialLoss`
     huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
-    energy_weight : of (ΔE)² / atoms, in Å⁻²
+    energy_weight : of (ΔE)² / atoms, in Å⁻²; by default it grows from 0.1 to 10: forces first
     forces_weight : of the mean square of the force components
     stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.01 if any training frame has
         a stress, else 0
     energy_weight_end, forces_weight_end, stress_weight_end : what the weight has become at the end of the run, along a
-        geometric series; by default it stays
+        geometric series; by default a weight that is given stays
     """
 
     batch_edges: PositiveInt | None = None
     loss: Literal["mse", "l1", "huber"] = "mse"
     huber_delta: PositiveFloat = 0.01
-    energy_weight: NonNegativeFloat = 10.0
+    energy_weight: NonNegativeFloat | None = None
     forces_weight: NonNegativeFloat = 1.0
     stress_weight: NonNegativeFloat | None = None
     energy_weight_end: PositiveFloat | None = None
@@ -170,7 +170,7 @@ class OptimizationSection(FitSection):
             raise ValueError("batch_size and batch_edges are two ways to say the same; give one of them")
         for label in LABELS:
             if getattr(self, f"{label}_weight_end") is not None and not getattr(self, f"{label}_weight"):
-                raise ValueError(f"{label}_weight_end needs a {label}_weight that is not 0")
+                raise ValueError(f"{label}_weight_end needs {label}_weight, and not 0")
         return self
 
 

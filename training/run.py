@@ -32,6 +32,7 @@ from .report import Verdict, examine, write_report
 logger = logging.getLogger(__name__)
 
 _BATCH_EDGES = 1000  # of a step; small steps learn most from small data
+_ENERGY_WEIGHT, _ENERGY_WEIGHT_END = 0.1, 10.0
 _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
 
 
@@ -144,7 +145,7 @@ def run_on(
 
 
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
-    """Return the recipe with what it left open decided: batches, weight of stress, compilation.
+    """Return the recipe with what it left open decided: batches, weights of energy and stress, compilation.
 
     Raises
     ------
@@ -157,6 +158,8 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     training, optimization = data.training, recipe.optimization
     changes: dict[str, Any] = {}
     n_labels = training.n_labels()
+    if optimization.energy_weight is None:
+        changes |= {"energy_weight": _ENERGY_WEIGHT, "energy_weight_end": _ENERGY_WEIGHT_END}
     if optimization.stress_weight is None:
         changes["stress_weight"] = _STRESS_WEIGHT if n_labels["stress"] else 0.0
     if optimization.batch_size is None and optimization.batch_edges is None:
