@@ -374,7 +374,7 @@ def test_a_potential_is_found_by_name_path_or_object(
         ({"device": "gpu"}, "device is 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'gpu'"),
         ({"device": "mps"}, "got 'mps'"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not available: torch .* finds . GPUs here; use device='cpu'"),
-        ({"backend": "vesin"}, "backend is 'auto' or one of 'matscipy'.*, got 'vesin'"),
+        ({"backend": "cell list"}, "backend is 'auto' or one of 'matscipy'.*, got 'cell list'"),
     ],
 )
 def test_wrong_arguments_are_refused(potential: Potential, arguments: dict[str, Any], message: str) -> None:

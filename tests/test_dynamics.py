@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ase_segnn.training.dynamics.module import ParticleLoss
 from ase_segnn.training.dynamics.network import balanced_irreps, save_network
 from ase_segnn.training.dynamics.recipe import NetworkSection, SystemSection
 from ase_segnn.training.dynamics.run import mean_square, particle_sets, predict
+from ase_segnn.training.dynamics.simulators import ChargedSystem, coulomb_forces, leapfrog
 from ase_segnn.training.recipe import make_recipe
 from ase_segnn.training.step import CompiledStep, gradients
 
@@ -108,6 +110,26 @@ def test_predictions_turn_with_the_particles(settings: dict[str, Any], kind: str
     assert before.abs().min() > 1e-6
     torch.testing.assert_close(after, before @ matrix.T, rtol=1e-9, atol=1e-9)
     assert (after - before).abs().max() > 1e-3
+
+
+def test_both_ways_adds_the_motion_backwards(cache: Path) -> None:
+    """Where the simulator goes from the second frame with velocities turned around, unless it is too chaotic to say."""
+    forwards, both = (
+        particle_sets(SystemSection.model_validate(system_of(cache, both_ways=way)))["train"] for way in (False, True)
+    )
+    assert (len(forwards), len(both)) == (25, 50)
+    kept, graphs = both[range(25)], both[range(25, 50)]
+    for first, again in zip(forwards[range(25)].tensors(), kept.tensors(), strict=True):
+        assert torch.equal(first, again)
+    torch.testing.assert_close(graphs.positions, kept.positions + kept.targets, rtol=0, atol=1e-6)
+    system = ChargedSystem()
+    forces = partial(coulomb_forces, charges=graphs.strengths.double().numpy().T, max_force=system.max_force)
+    start = [tensor.double().numpy().T for tensor in (graphs.positions, graphs.velocities)]
+    steps = leapfrog(start[0], start[1], forces, system.time_step, 10 * system.steps_per_frame)
+    next(steps)
+    errors = np.abs(next(steps)[0].T - (graphs.positions + graphs.targets).double().numpy()).max((1, 2))
+    assert np.median(errors) < 1e-4
+    assert np.median(np.abs(graphs.targets.numpy()).max((1, 2))) > 0.3
 
 
 def test_order_of_particles_and_company_do_not_matter() -> None:

@@ -61,40 +61,48 @@ class ParticleSet(Dataset[ParticleGraphs]):
     trajectories : with `INPUT_FRAME` and `TARGET_FRAME`
     target : "positions" for the displacement between these frames, or "forces" in the second
     n_neighbors : link each particle to its nearest ones; None links all
+    both_ways : add each trajectory once more as it looks backwards in time, from the second frame with velocities
+        turned around to the first; the laws of motion are the same
     """
 
-    def __init__(self, trajectories: Trajectories, target: str, n_neighbors: int | None) -> None:
+    def __init__(
+        self, trajectories: Trajectories, target: str, n_neighbors: int | None, *, both_ways: bool = False
+    ) -> None:
         now, then = trajectories.index(INPUT_FRAME), trajectories.index(TARGET_FRAME)
-        positions = trajectories.positions[:, now]
-        n_trajectories, n_particles, _ = positions.shape
+        ways = [(now, then, 1.0), (then, now, -1.0)] if both_ways else [(now, then, 1.0)]
+        positions = np.concatenate([trajectories.positions[:, start] for start, _, _ in ways])
+        velocities = np.concatenate([sign * trajectories.velocities[:, start] for start, _, sign in ways])
+        n_graphs, n_particles, _ = positions.shape
         if target == "forces":
             assert isinstance(trajectories, GravityTrajectories)
-            targets = trajectories.forces[:, then]
+            targets = np.concatenate([trajectories.forces[:, end] for _, end, _ in ways])
         else:
-            targets = trajectories.positions[:, then] - positions
-        masses = np.ones((n_trajectories, n_particles))
-        strengths = trajectories.charges if isinstance(trajectories, ChargedTrajectories) else masses
+            targets = np.concatenate([trajectories.positions[:, end] for _, end, _ in ways]) - positions
+        if isinstance(trajectories, ChargedTrajectories):
+            strengths = np.concatenate([trajectories.charges for _ in ways])
+        else:
+            strengths = np.ones((n_graphs, n_particles))
         if n_neighbors is None:
             others = np.nonzero(~np.eye(n_particles, dtype=bool))[1].reshape(n_particles, n_particles - 1)
-            neighbors: NDArray[np.int64] = np.broadcast_to(others, (n_trajectories, *others.shape))
+            neighbors: NDArray[np.int64] = np.broadcast_to(others, (n_graphs, *others.shape))
         else:
             _, edges = nearest_neighbor_edges(positions, n_neighbors)
-            first = n_particles * np.arange(n_trajectories)[:, None, None]
-            neighbors = edges.reshape(n_trajectories, n_particles, n_neighbors) - first
+            first = n_particles * np.arange(n_graphs)[:, None, None]
+            neighbors = edges.reshape(n_graphs, n_particles, n_neighbors) - first
         self._graphs = ParticleGraphs(
             positions=_tensor(positions),
-            velocities=_tensor(trajectories.velocities[:, now]),
+            velocities=_tensor(velocities),
             strengths=_tensor(strengths),
             neighbors=torch.from_numpy(neighbors.copy()),
             targets=_tensor(targets),
-            frames=torch.arange(n_trajectories),
+            frames=torch.arange(n_graphs),
         )
 
     def __len__(self) -> int:
         return len(self._graphs.frames)
 
     def __getitem__(self, indices: Sequence[int]) -> ParticleGraphs:
-        """Return the graphs of some trajectories."""
+        """Return some of the graphs."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return ParticleGraphs(*(tensor[chosen] for tensor in self._graphs.tensors()))
 
@@ -104,7 +112,7 @@ class ParticleSet(Dataset[ParticleGraphs]):
         return float(self._graphs.targets.double().square().mean().sqrt())
 
     def in_parts(self, size: int) -> Iterator[ParticleGraphs]:
-        """Go through all trajectories, some at a time."""
+        """Go through all graphs, some at a time."""
         return (self[range(first, min(first + size, len(self)))] for first in range(0, len(self), size))
 
 

@@ -20,6 +20,7 @@ class SystemSection(Section):
     target : "positions" in `TARGET_FRAME`, or "forces" there, of gravity only
     train, validation, test : numbers of trajectories
     seed : of the trajectories
+    both_ways : learn training trajectories backwards in time as well, which the published benchmark does not
     neighbors : of each particle, for gravity
     cache : folder for the trajectories; by default the user's cache folder
     """
@@ -30,6 +31,7 @@ class SystemSection(Section):
     validation: PositiveInt = 2000
     test: PositiveInt = 2000
     seed: Annotated[int, Field(ge=0)] = 0
+    both_ways: bool = False
     neighbors: PositiveInt = 6
     cache: Path | None = None
 

@@ -124,7 +124,10 @@ def particle_sets(system: SystemSection) -> dict[str, ParticleSet]:
         frames=(INPUT_FRAME, TARGET_FRAME),
     )
     n_neighbors = None if system.kind == "charged" else system.neighbors
-    return {name: ParticleSet(found, system.target, n_neighbors) for name, found in trajectories.items()}
+    return {
+        name: ParticleSet(found, system.target, n_neighbors, both_ways=system.both_ways and name == "train")
+        for name, found in trajectories.items()
+    }
 
 
 def predict(network: ParticleNetwork, particles: ParticleSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
