@@ -132,6 +132,26 @@ def test_both_ways_adds_the_motion_backwards(cache: Path) -> None:
     assert np.median(np.abs(graphs.targets.numpy()).max((1, 2))) > 0.3
 
 
+def test_training_from_several_frames(cache: Path) -> None:
+    """Each frame adds as many graphs, and validation and test stay as they are."""
+    settings: dict[str, Any] = {"draw": "published", "both_ways": True}
+    several, one = (
+        particle_sets(SystemSection.model_validate(system_of(cache, train_frames=frames, **settings)))
+        for frames in ((12, 30), (30,))
+    )
+    assert {name: len(found) for name, found in several.items()} == {"train": 100, "validation": 8, "test": 12}
+    forwards, backwards = several["train"][range(25, 50)], several["train"][range(75, 100)]
+    expected = one["train"][range(50)]
+    for (name, a), b, c in zip(vars(expected).items(), forwards.tensors(), backwards.tensors(), strict=True):
+        if name != "frames":
+            assert torch.equal(a, torch.cat([b, c])), name
+    earlier = several["train"][range(25)]
+    assert not torch.isin(earlier.positions, expected.positions).any()
+    for name in ("validation", "test"):
+        for a, b in zip(several[name][range(8)].tensors(), one[name][range(8)].tensors(), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_order_of_particles_and_company_do_not_matter() -> None:
     network, graphs = network_of().double(), random_graphs()
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -288,6 +308,11 @@ def test_recipes_are_valid(name: str) -> None:
     [
         ({"system": {"kind": "charged", "target": "forces"}}, "forces are a target of gravity only"),
         ({"system": {"kind": "planets"}}, "system.kind"),
+        ({"system": {"kind": "gravity", "draw": "published"}}, "only the starts of charged particles"),
+        ({"system": {"kind": "charged", "draw": "published", "seed": 1}}, "set seed to 0 instead of 1"),
+        ({"system": {"kind": "charged", "train_frames": [3, 3]}}, "name a frame twice"),
+        ({"system": {"kind": "charged", "train_frames": [40]}}, "system.train_frames"),
+        ({"system": {"kind": "charged", "train_frames": []}}, "system.train_frames"),
         ({"optimization": {"epochs": 3}}, "optimization: batch_size is needed"),
         ({"network": {"l_max": 0, "l_max_attributes": 0}}, "network: features and attributes of degree 0"),
         ({"network": {"l_maximum": 2}}, "network.l_maximum: unknown key; did you mean 'l_max'?"),

@@ -17,6 +17,7 @@ from ase_segnn.training.dynamics import (
     TARGET_FRAME,
     ChargedSystem,
     GravitySystem,
+    PublishedChargedSystem,
     charged_dataset,
     gravity_dataset,
     nearest_neighbor_edges,
@@ -205,6 +206,35 @@ def test_charges_start_as_described():
     assert set(np.unique(charges)) == {-1.0, 1.0}
     assert abs(charges.mean()) < 4 / np.sqrt(n)
     assert abs((charges[:, 0] * charges[:, 1]).mean()) < 4 / np.sqrt(4000)
+
+
+def test_the_published_trajectories_come_again():
+    """What the published generator gives for its first trajectory, to six digits."""
+    trajectories = PublishedChargedSystem().simulate(1, 0, [40])
+    expected = [
+        [4.1655, 2.191309, -1.382619],
+        [-0.549322, 0.547097, 1.807787],
+        [-0.596871, 0.392962, 1.90582],
+        [0.179291, 0.626066, -2.524871],
+        [0.015715, -3.516546, -2.320727],
+    ]
+    np.testing.assert_array_equal(trajectories.charges, [[-1, 1, -1, -1, -1]])
+    np.testing.assert_allclose(trajectories.positions[0, 0], expected, atol=1e-6)
+
+
+def test_published_splits_follow_each_other():
+    system = PublishedChargedSystem()
+    starts = [system.start(3, split) for split in range(3)]
+    for a, b in zip(system.start(1, 2), starts[2], strict=True):
+        np.testing.assert_array_equal(a, b[:1])
+    assert np.unique([positions for positions, _, _ in starts]).size == 3 * 3 * 15
+    np.testing.assert_array_equal(np.unique([charges for _, _, charges in starts]), [-1, 1])
+    with pytest.raises(ValueError, match="none of seed 3"):
+        system.start(1, 3)
+    with pytest.raises(ValueError, match="2001 trajectories of a published split of 2000"):
+        system.start(2001, 1)
+    with pytest.raises(ValueError, match="have 5 particles, not 4"):
+        PublishedChargedSystem(n_particles=4).start(1, 0)
 
 
 def test_masses_start_at_rest_as_a_whole():

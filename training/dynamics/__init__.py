@@ -4,7 +4,7 @@ from .datasets import INPUT_FRAME, TARGET_FRAME, charged_dataset, gravity_datase
 from .network import ParticleNetwork, load_network
 from .recipe import DynamicsRecipe
 from .run import DynamicsResult, run_dynamics
-from .simulators import ChargedSystem, ChargedTrajectories, GravitySystem, GravityTrajectories
+from .simulators import ChargedSystem, ChargedTrajectories, GravitySystem, GravityTrajectories, PublishedChargedSystem
 
 __all__ = [
     "INPUT_FRAME",
@@ -16,6 +16,7 @@ __all__ = [
     "GravitySystem",
     "GravityTrajectories",
     "ParticleNetwork",
+    "PublishedChargedSystem",
     "charged_dataset",
     "gravity_dataset",
     "load_network",

@@ -27,7 +27,8 @@ from .simulators import (
 )
 
 INPUT_FRAME = 30
-TARGET_FRAME = 40  # 1000 time steps later
+FRAMES_AHEAD = 10  # 1000 time steps
+TARGET_FRAME = INPUT_FRAME + FRAMES_AHEAD
 
 _RULES = 1  # to be raised when the same parameters come to give other numbers, so that old files are not taken
 _SPLITS = ("train", "validation", "test")
@@ -52,7 +53,7 @@ def charged_dataset(
     Parameters
     ----------
     folder : of the files, one for each split, whose names depend on everything that decides their numbers
-    seed : not negative; the splits of all seeds are independent of each other
+    seed : not negative, the splits of all seeds are independent of each other; 0 for a `PublishedChargedSystem`
     n_train, n_validation, n_test : trajectories; more of them keep the first ones, and the other splits
     frames : numbers of the frames to store, ascending
     system : what is simulated, by default a `ChargedSystem` as in the paper

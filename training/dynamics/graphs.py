@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .datasets import INPUT_FRAME, TARGET_FRAME, nearest_neighbor_edges
+from .datasets import FRAMES_AHEAD, INPUT_FRAME, nearest_neighbor_edges
 from .simulators import ChargedTrajectories, GravityTrajectories, Trajectories
 
 
@@ -58,18 +58,27 @@ class ParticleSet(Dataset[ParticleGraphs]):
 
     Parameters
     ----------
-    trajectories : with `INPUT_FRAME` and `TARGET_FRAME`
-    target : "positions" for the displacement between these frames, or "forces" in the second
+    trajectories : with the frames that are needed
+    target : "positions" for the displacement from an input frame to the one `FRAMES_AHEAD`, or "forces" in the latter
     n_neighbors : link each particle to its nearest ones; None links all
+    input_frames : each trajectory is as many graphs
     both_ways : add each trajectory once more as it looks backwards in time, from the second frame with velocities
         turned around to the first; the laws of motion are the same
     """
 
     def __init__(
-        self, trajectories: Trajectories, target: str, n_neighbors: int | None, *, both_ways: bool = False
+        self,
+        trajectories: Trajectories,
+        target: str,
+        n_neighbors: int | None,
+        *,
+        input_frames: Sequence[int] = (INPUT_FRAME,),
+        both_ways: bool = False,
     ) -> None:
-        now, then = trajectories.index(INPUT_FRAME), trajectories.index(TARGET_FRAME)
-        ways = [(now, then, 1.0), (then, now, -1.0)] if both_ways else [(now, then, 1.0)]
+        spans = [(trajectories.index(frame), trajectories.index(frame + FRAMES_AHEAD)) for frame in input_frames]
+        ways = [(now, then, 1.0) for now, then in spans]
+        if both_ways:
+            ways += [(then, now, -1.0) for now, then in spans]
         positions = np.concatenate([trajectories.positions[:, start] for start, _, _ in ways])
         velocities = np.concatenate([sign * trajectories.velocities[:, start] for start, _, sign in ways])
         n_graphs, n_particles, _ = positions.shape

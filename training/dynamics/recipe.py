@@ -8,6 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..recipe import FitSection, PositiveInt, RunSection, Section
+from .datasets import FRAMES_AHEAD, INPUT_FRAME
+from .simulators import N_FRAMES
+
+Frame = Annotated[int, Field(ge=0, lt=N_FRAMES - FRAMES_AHEAD)]
 
 
 class SystemSection(Section):
@@ -19,7 +23,10 @@ class SystemSection(Section):
         sees its nearest neighbors
     target : "positions" in `TARGET_FRAME`, or "forces" there, of gravity only
     train, validation, test : numbers of trajectories
-    seed : of the trajectories
+    draw : "own" starts for each seed, or "published" for those of the published benchmark, of charged particles only
+    seed : of the trajectories; 0 with "published", which has no other
+    train_frames : frames of training trajectories from which 10 frames ahead are learned; the published benchmark
+        learns from one alone, the `INPUT_FRAME` from which validation and test start
     both_ways : learn training trajectories backwards in time as well, which the published benchmark does not
     neighbors : of each particle, for gravity
     cache : folder for the trajectories; by default the user's cache folder
@@ -30,7 +37,9 @@ class SystemSection(Section):
     train: PositiveInt = 3000
     validation: PositiveInt = 2000
     test: PositiveInt = 2000
+    draw: Literal["own", "published"] = "own"
     seed: Annotated[int, Field(ge=0)] = 0
+    train_frames: Annotated[tuple[Frame, ...], Field(min_length=1)] = (INPUT_FRAME,)
     both_ways: bool = False
     neighbors: PositiveInt = 6
     cache: Path | None = None
@@ -39,6 +48,12 @@ class SystemSection(Section):
     def _check(self) -> SystemSection:
         if self.kind == "charged" and self.target == "forces":
             raise ValueError("forces are a target of gravity only, charged particles are stored without theirs")
+        if self.draw == "published" and self.kind != "charged":
+            raise ValueError("only the starts of charged particles are drawn as published; set draw to 'own'")
+        if self.draw == "published" and self.seed != 0:
+            raise ValueError(f"the published trajectories are one draw; set seed to 0 instead of {self.seed}")
+        if len(set(self.train_frames)) < len(self.train_frames):
+            raise ValueError(f"train_frames {list(self.train_frames)} name a frame twice")
         return self
 
 

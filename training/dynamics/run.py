@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pooch
@@ -13,13 +15,13 @@ from numpy.typing import NDArray
 
 from ..fit import check_logger, fit, with_epochs, worth_compiling
 from ..folder import RunFiles, provenance_of
-from .datasets import INPUT_FRAME, TARGET_FRAME, charged_dataset, gravity_dataset
+from .datasets import FRAMES_AHEAD, INPUT_FRAME, charged_dataset, gravity_dataset
 from .graphs import ParticleSet
 from .module import AT_A_TIME, ParticleModule
 from .network import ParticleNetwork, save_network
 from .recipe import DynamicsRecipe, SystemSection
 from .report import Findings, write_report
-from .simulators import ChargedSystem, GravitySystem
+from .simulators import ChargedSystem, GravitySystem, PublishedChargedSystem, Trajectories
 
 logger = logging.getLogger(__name__)
 
@@ -114,18 +116,24 @@ def run_dynamics(
 def particle_sets(system: SystemSection) -> dict[str, ParticleSet]:
     """Simulate, or read, the trajectories of a recipe: train, validation and test."""
     folder = system.cache or Path(pooch.os_cache("ase-segnn")) / "dynamics"
-    make = charged_dataset if system.kind == "charged" else gravity_dataset
-    trajectories = make(
-        folder,
-        seed=system.seed,
-        n_train=system.train,
-        n_validation=system.validation,
-        n_test=system.test,
-        frames=(INPUT_FRAME, TARGET_FRAME),
-    )
+    starts = {INPUT_FRAME, *system.train_frames}
+    common: dict[str, Any] = {
+        "seed": system.seed,
+        "n_train": system.train,
+        "n_validation": system.validation,
+        "n_test": system.test,
+        "frames": sorted(starts | {start + FRAMES_AHEAD for start in starts}),
+    }
+    trajectories: Mapping[str, Trajectories]
+    if system.kind == "charged":
+        kind = PublishedChargedSystem() if system.draw == "published" else ChargedSystem()
+        trajectories = charged_dataset(folder, **common, system=kind)
+    else:
+        trajectories = gravity_dataset(folder, **common)
     n_neighbors = None if system.kind == "charged" else system.neighbors
+    ways: dict[str, Any] = {"input_frames": system.train_frames, "both_ways": system.both_ways}
     return {
-        name: ParticleSet(found, system.target, n_neighbors, both_ways=system.both_ways and name == "train")
+        name: ParticleSet(found, system.target, n_neighbors, **(ways if name == "train" else {}))
         for name, found in trajectories.items()
     }
 
@@ -152,7 +160,7 @@ def _without_worst(differences: NDArray[np.float64]) -> float:
 def _simplest(system: SystemSection, particles: ParticleSet) -> NDArray[np.float64]:
     """Predict what needs no learning, (T, n, 3): every particle goes on as it is, or feels no force."""
     kind = ChargedSystem() if system.kind == "charged" else GravitySystem()
-    duration = (TARGET_FRAME - INPUT_FRAME) * kind.steps_per_frame * kind.time_step
+    duration = FRAMES_AHEAD * kind.steps_per_frame * kind.time_step
     velocities = particles[range(len(particles))].velocities.double().numpy()
     return velocities * (duration if system.target == "positions" else 0.0)
 
