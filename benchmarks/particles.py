@@ -22,7 +22,7 @@ from ase_segnn.training.recipe import key_and_value, make_recipe, set_key
 FOLDER = Path(__file__).parents[1] / "training" / "dynamics"
 LONGEST = 100  # letters of the name of a folder
 COLUMNS = [
-    "system",
+    "recipe",
     "changes",
     "test MSE",
     "of the seeds",
@@ -36,26 +36,26 @@ COLUMNS = [
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=["charged", "gravity"])
+    parser.add_argument("recipe", choices=sorted(path.stem for path in FOLDER.glob("*.yaml")))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--set", dest="changes", metavar="KEY=VALUE", nargs="*", default=[], help="as of ase-segnn train"
     )
     parser.add_argument("--output", type=Path, default=Path("particles"), help="folder of the folders of the runs")
     arguments = parser.parse_args()
-    raw = read_recipe_file(FOLDER / f"{arguments.system}.yaml")
+    raw = read_recipe_file(FOLDER / f"{arguments.recipe}.yaml")
     for change in arguments.changes:
         set_key(raw, *key_and_value(change))
     results = []
     for seed in arguments.seeds:
         recipe = make_recipe({**raw, "seed": seed}, "the recipe", DynamicsRecipe)
-        folder = arguments.output / folder_name(arguments.system, arguments.changes, seed)
+        folder = arguments.output / folder_name(arguments.recipe, arguments.changes, seed)
         results.append(run_dynamics(recipe, folder, resume=(folder / "last.ckpt").is_file()))
     errors = [result.errors["test MSE"] for result in results]
     mean_of = {name: statistics.mean(result.errors[name] for result in results) for name in results[0].errors}
     spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
     cells = [
-        arguments.system,
+        arguments.recipe,
         ", ".join(arguments.changes) or "none",
         f"{statistics.mean(errors):.5f} ± {spread:.5f}",
         ", ".join(f"{error:.5f}" for error in errors),
@@ -67,9 +67,9 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n| {' | '.join(cells)} |", flush=True)
 
 
-def folder_name(system: str, changes: list[str], seed: int) -> str:
+def folder_name(recipe: str, changes: list[str], seed: int) -> str:
     """Name the folder of a run after what it is, in as many letters as file systems take."""
-    name = re.sub(r"[^\w.=-]+", "-", "-".join([system, *changes]))
+    name = re.sub(r"[^\w.=-]+", "-", "-".join([recipe, *changes]))
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{name}-seed={seed}"

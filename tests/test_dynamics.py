@@ -297,10 +297,11 @@ def test_the_command_runs_recipes_of_systems(cache: Path, tmp_path: Path) -> Non
     assert f"network: {tmp_path / 'run' / 'charged.safetensors'}" in done.output
 
 
-@pytest.mark.parametrize("name", ["charged", "gravity"])
-def test_recipes_are_valid(name: str) -> None:
-    recipe = make_recipe(yaml.safe_load((RECIPES / f"{name}.yaml").read_text()), name, DynamicsRecipe)
-    assert recipe.name == recipe.system.kind == name
+@pytest.mark.parametrize("path", RECIPES.glob("*.yaml"), ids=lambda path: path.stem)
+def test_recipes_are_valid(path: Path) -> None:
+    recipe = make_recipe(yaml.safe_load(path.read_text()), path.name, DynamicsRecipe)
+    assert recipe.name == path.stem.replace("_", "-")
+    assert path.stem.startswith(recipe.system.kind)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class ParticleNetwork(nn.Module):
 
     The features of a node are its position relative to the center of mass, its velocity and its speed. Distance and
     product of strengths are additional scalars of a message. Direction steers it, and nodes are steered by the mean of
-    the attributes of their edges, to which with `physics` the harmonics of v / √(1 + v²) are added; their scalar is 1.
+    the attributes of their edges, to which with `physics` those of the direction of v are added; their scalar is 1.
     Harmonics are orthonormal on the sphere, as in the paper's code: with larger ones, as potentials have them, training
     becomes unstable at its learning rate. Messages are summed.
 
@@ -96,7 +96,7 @@ class ParticleNetwork(nn.Module):
         node_attributes = sum_to(n_graphs * n_particles, centers, edge_attributes) / n_neighbors
         squares = velocities.square().sum(1, keepdim=True)
         if self.settings.physics:
-            node_attributes = node_attributes + _INTEGRAL * self.harmonics(velocities / (1 + squares).sqrt())
+            node_attributes = node_attributes + _INTEGRAL * self.harmonics(nn.functional.normalize(velocities))
         node_attributes = torch.cat([torch.ones_like(squares), node_attributes[:, 1:]], dim=1)
         outputs: Tensor = self.segnn(
             torch.cat(
