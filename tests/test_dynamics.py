@@ -297,7 +297,7 @@ def test_the_command_runs_recipes_of_systems(cache: Path, tmp_path: Path) -> Non
     assert f"network: {tmp_path / 'run' / 'charged.safetensors'}" in done.output
 
 
-@pytest.mark.parametrize("path", RECIPES.glob("*.yaml"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid(path: Path) -> None:
     recipe = make_recipe(yaml.safe_load(path.read_text()), path.name, DynamicsRecipe)
     assert recipe.name == path.stem.replace("_", "-")
