@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/particles_authors.py authors
     OMP_NUM_THREADS=1 python benchmarks/particles_authors.py authors --epochs 35
 
-Both have the network of `training/dynamics/charged_paper.yaml` and steps of 100 trajectories of 5 particles with Adam, 30
-of which are an epoch. The first command takes steps of both in alternation, after warm-up; attributes are part of a step
-on both sides. The second trains the authors' network on the trajectories of the recipe; `metrics.csv` of a run of
+Both have the network of `training/dynamics/charged_paper.yaml` and steps of 100 trajectories of 5 particles with Adam,
+30 of which are an epoch. The first command takes steps of both in alternation, after warm-up; attributes are part of a
+step on both sides. The second trains the authors' network on the trajectories of the recipe; `metrics.csv` of a run of
 `particles.py` has the same for ours. What the authors' code takes from wandb and torch_scatter is replaced: the former
 by nothing, the latter by torch_geometric.
 """

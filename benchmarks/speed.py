@@ -36,7 +36,7 @@ from ase_segnn.training.sources import locate
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"
-OURS = ("ours", "ours-rebuilt", "ours-plain", "ours-l1", "ours-l2", "acac-pbe")
+OURS = ("ours", "ours-rebuilt", "ours-plain", "ours-l1", "ours-l2", "acac-pbe", "si-pbe")
 
 
 def silicon(n_cells: int) -> Atoms:

@@ -235,6 +235,7 @@ CONTESTANTS: dict[str, tuple[str, Callable[[str], Calculator]]] = {
     "ours-l1": ("ase-segnn", lambda dtype: ase_segnn(dtype, l_max=1)),
     "ours-l2": ("ase-segnn", lambda dtype: ase_segnn(dtype, irreps="32x0e+32x1o+32x2e")),
     "acac-pbe": ("ase-segnn", lambda dtype: ase_segnn(dtype, like="acac-pbe")),
+    "si-pbe": ("ase-segnn", lambda dtype: ase_segnn(dtype, like="si-pbe")),
     "nequip-s-5A": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, preset="S")),
     "nequip-s-6A": ("nequip", lambda dtype: nequip(dtype, cutoff=6.0, preset="S")),
     "nequip-l2": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, num_layers=4, l_max=2, num_features=64)),
