@@ -311,6 +311,7 @@ def test_recipes_are_valid(path: Path) -> None:
         ({"system": {"kind": "planets"}}, "system.kind"),
         ({"system": {"kind": "gravity", "draw": "published"}}, "only the starts of charged particles"),
         ({"system": {"kind": "charged", "draw": "published", "seed": 1}}, "set seed to 0 instead of 1"),
+        ({"system": {"kind": "charged", "draw": "published", "test": 2001}}, "2001) trajectories are more than"),
         ({"system": {"kind": "charged", "train_frames": [3, 3]}}, "name a frame twice"),
         ({"system": {"kind": "charged", "train_frames": [40]}}, "system.train_frames"),
         ({"system": {"kind": "charged", "train_frames": []}}, "system.train_frames"),

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..recipe import FitSection, PositiveInt, RunSection, Section
 from .datasets import FRAMES_AHEAD, INPUT_FRAME
-from .simulators import N_FRAMES
+from .simulators import N_FRAMES, PUBLISHED_SIZES
 
 Frame = Annotated[int, Field(ge=0, lt=N_FRAMES - FRAMES_AHEAD)]
 
@@ -52,6 +52,9 @@ class SystemSection(Section):
             raise ValueError("only the starts of charged particles are drawn as published; set draw to 'own'")
         if self.draw == "published" and self.seed != 0:
             raise ValueError(f"the published trajectories are one draw; set seed to 0 instead of {self.seed}")
+        sizes = (self.train, self.validation, self.test)
+        if self.draw == "published" and any(n > most for n, most in zip(sizes, PUBLISHED_SIZES, strict=True)):
+            raise ValueError(f"{sizes} trajectories are more than the {PUBLISHED_SIZES} that were published")
         if len(set(self.train_frames)) < len(self.train_frames):
             raise ValueError(f"train_frames {list(self.train_frames)} name a frame twice")
         return self

@@ -15,7 +15,7 @@ State = tuple[Array, Array, Array]
 
 N_FRAMES = 50
 
-_PUBLISHED_SIZES = (10000, 2000, 2000)  # train, validation, test
+PUBLISHED_SIZES = (10000, 2000, 2000)  # train, validation, test
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +168,15 @@ class PublishedChargedSystem(ChargedSystem):
         ValueError
             If there is no such split, it is smaller, or the particles are not five.
         """
-        if seed >= len(_PUBLISHED_SIZES):
+        if seed >= len(PUBLISHED_SIZES):
             raise ValueError(f"the published splits are of one draw; there is none of seed {seed}")
-        if n_trajectories > _PUBLISHED_SIZES[seed]:
-            raise ValueError(f"{n_trajectories} trajectories of a published split of {_PUBLISHED_SIZES[seed]}")
+        if n_trajectories > PUBLISHED_SIZES[seed]:
+            raise ValueError(f"{n_trajectories} trajectories of a published split of {PUBLISHED_SIZES[seed]}")
         if self.n_particles != 5:
             raise ValueError(f"published trajectories have 5 particles, not {self.n_particles}")
         random = np.random.RandomState(43)
         positions, velocities, charges = (np.empty((n_trajectories, *shape)) for shape in ((5, 3), (5, 3), (5,)))
-        before = sum(_PUBLISHED_SIZES[:seed])
+        before = sum(PUBLISHED_SIZES[:seed])
         for i in range(-before, n_trajectories):
             drawn_charges = random.choice([-1.0, 0.0, 1.0], size=5, p=[0.5, 0.0, 0.5])
             drawn = random.standard_normal((2, 3, 5))
