@@ -23,7 +23,13 @@ from ase_segnn.training.dynamics.module import ParticleLoss
 from ase_segnn.training.dynamics.network import balanced_irreps, save_network
 from ase_segnn.training.dynamics.recipe import NetworkSection, SystemSection
 from ase_segnn.training.dynamics.run import mean_square, particle_sets, predict
-from ase_segnn.training.dynamics.simulators import ChargedSystem, coulomb_forces, leapfrog
+from ase_segnn.training.dynamics.simulators import (
+    ChargedSystem,
+    GravitySystem,
+    coulomb_forces,
+    gravity_forces,
+    leapfrog,
+)
 from ase_segnn.training.recipe import make_recipe
 from ase_segnn.training.step import CompiledStep, gradients
 
@@ -189,7 +195,12 @@ def test_sets_hold_what_was_simulated(cache: Path) -> None:
     assert sets["test"].targets_rms == pytest.approx(float(parts.square().mean().sqrt()))
 
 
-@pytest.mark.parametrize("target", ["positions", "forces"])
+def later_displacement(cache: Path, sizes: dict[str, int]) -> torch.Tensor:
+    sets = particle_sets(SystemSection(**{**system_of(cache), **sizes, "kind": "gravity"}))
+    return sets["train"][[1]].targets
+
+
+@pytest.mark.parametrize("target", ["positions", "forces", "later_forces"])
 def test_gravity_sees_the_nearest(cache: Path, target: str) -> None:
     sizes = {"train": 2, "validation": 1, "test": 1}
     sets = particle_sets(SystemSection(**{**system_of(cache), **sizes, "kind": "gravity", "target": target}))
@@ -197,6 +208,10 @@ def test_gravity_sees_the_nearest(cache: Path, target: str) -> None:
     distances = torch.cdist(batch.positions[0], batch.positions[0]).fill_diagonal_(torch.inf)
     assert torch.equal(batch.neighbors[0].sort().values, distances.topk(6, largest=False).indices.sort().values)
     assert batch.strengths.eq(1).all()
+    if target != "positions":
+        moved = {"forces": batch.positions, "later_forces": batch.positions + later_displacement(cache, sizes)}[target]
+        expected = gravity_forces(moved.double().numpy(), GravitySystem().softening)
+        np.testing.assert_allclose(batch.targets.numpy(), expected, rtol=1e-3, atol=0.1)
     network = network_of()
     with torch.no_grad():
         assert network(batch).shape == (1, 100, 3)

@@ -59,7 +59,8 @@ class ParticleSet(Dataset[ParticleGraphs]):
     Parameters
     ----------
     trajectories : with the frames that are needed
-    target : "positions" for the displacement from an input frame to the one `FRAMES_AHEAD`, or "forces" in the latter
+    target : "positions" for the displacement from an input frame to the one `FRAMES_AHEAD`; of gravity also "forces" in
+        the former or "later_forces" in the latter
     n_neighbors : link each particle to its nearest ones; None links all
     input_frames : each trajectory is as many graphs
     both_ways : add each trajectory once more as it looks backwards in time, from the second frame with velocities
@@ -82,11 +83,12 @@ class ParticleSet(Dataset[ParticleGraphs]):
         positions = np.concatenate([trajectories.positions[:, start] for start, _, _ in ways])
         velocities = np.concatenate([sign * trajectories.velocities[:, start] for start, _, sign in ways])
         n_graphs, n_particles, _ = positions.shape
-        if target == "forces":
-            assert isinstance(trajectories, GravityTrajectories)
-            targets = np.concatenate([trajectories.forces[:, end] for _, end, _ in ways])
-        else:
+        if target == "positions":
             targets = np.concatenate([trajectories.positions[:, end] for _, end, _ in ways]) - positions
+        else:
+            assert isinstance(trajectories, GravityTrajectories)
+            frames = [start if target == "forces" else end for start, end, _ in ways]
+            targets = np.concatenate([trajectories.forces[:, frame] for frame in frames])
         if isinstance(trajectories, ChargedTrajectories):
             strengths = np.concatenate([trajectories.charges for _ in ways])
         else:

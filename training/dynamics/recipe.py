@@ -21,7 +21,8 @@ class SystemSection(Section):
     ----------
     kind : "charged" for `ChargedSystem`, where each particle sees all others; "gravity" for `GravitySystem`, where it
         sees its nearest neighbors
-    target : "positions" in `TARGET_FRAME`, or "forces" there, of gravity only
+    target : "positions" in `TARGET_FRAME`; or, of gravity only, "forces" in `INPUT_FRAME`, or "later_forces", those in
+        `TARGET_FRAME`, which the published loader takes
     train, validation, test : numbers of trajectories
     draw : "own" starts for each seed, or "published" for those of the published benchmark, of charged particles only
     seed : of the trajectories; 0 with "published", which has no other
@@ -33,7 +34,7 @@ class SystemSection(Section):
     """
 
     kind: Literal["charged", "gravity"]
-    target: Literal["positions", "forces"] = "positions"
+    target: Literal["positions", "forces", "later_forces"] = "positions"
     train: PositiveInt = 3000
     validation: PositiveInt = 2000
     test: PositiveInt = 2000
@@ -46,7 +47,7 @@ class SystemSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> SystemSection:
-        if self.kind == "charged" and self.target == "forces":
+        if self.kind == "charged" and self.target != "positions":
             raise ValueError("forces are a target of gravity only, charged particles are stored without theirs")
         if self.draw == "published" and self.kind != "charged":
             raise ValueError("only the starts of charged particles are drawn as published; set draw to 'own'")

@@ -25,7 +25,11 @@ from .simulators import ChargedSystem, GravitySystem, PublishedChargedSystem, Tr
 
 logger = logging.getLogger(__name__)
 
-_SIMPLEST = {"positions": "test MSE of straight motion", "forces": "test MSE of no force"}
+_SIMPLEST = {
+    "positions": "test MSE of straight motion",
+    "forces": "test MSE of no force",
+    "later_forces": "test MSE of no force",
+}
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ _HISTORY = {
     "validation_stress_RMSE_meV_per_A3": "validation, stress RMSE, meV/Å³",
     "validation_positions_MSE": "validation, MSE of positions",
     "validation_forces_MSE": "validation, MSE of forces",
+    "validation_later_forces_MSE": "validation, MSE of later forces",
     "learning_rate": "learning rate",
 }
 _PARITY = {"energy_per_atom": "energy per atom, eV", "forces": "force components, eV/Å", "stress": "stress, eV/Å³"}
