@@ -5,12 +5,14 @@
 Each run is that of a recipe, by default potentials/acac-pbe-fast.yaml, with another network, given as IRREPS:LAYERS and
 any keys of a recipe's network, fewer epochs and an average of the weights over fewer steps; attributes have the degrees
 of the irreps if not given. Learning rates are those of Muon or, for the optimizer "adamw", of AdamW. `--set` changes
-any other key for all runs. Nothing is evaluated on test frames.
+any other key for all runs; with `--plain-activations`, SiLU and sigmoid are not normalized to unit variance. Nothing is
+evaluated on test frames.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,11 +33,16 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="+", default=["muon:0.012"], metavar="OPTIMIZER:LEARNING_RATE")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--weight-decay", type=float, default=1e-8)
+    parser.add_argument("--plain-activations", action="store_true")
     parser.add_argument("--recipe", type=Path, default=ACAC)
     parser.add_argument("--set", dest="changes", metavar="KEY=VALUE", nargs="*", default=[], help="of the recipe")
     arguments = parser.parse_args()
     base = load_recipe(arguments.recipe)
-    print(f"{base.name}, {', '.join([f'{arguments.epochs} epochs', *arguments.changes])}\n")
+    settings = [f"{arguments.epochs} epochs", *arguments.changes]
+    if arguments.plain_activations:
+        use_plain_activations()
+        settings.append("plain activations")
+    print(f"{base.name}, {', '.join(settings)}\n")
     print("| irreps | layers | else | optimizer | energy RMSE, meV | forces RMSE, meV/Å | minutes |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for network in arguments.networks:
@@ -64,6 +71,14 @@ def main() -> None:
                 f"{minutes:.1f}",
             ]
             print("| " + " | ".join(row) + " |", flush=True)
+
+
+def use_plain_activations() -> None:
+    """Set the constants that normalize activations to 1 in all modules that have them."""
+    for module in [module for name, module in sys.modules.items() if name.startswith("ase_segnn")]:
+        for constant in ("SILU_NORM", "SIGMOID_NORM"):
+            if hasattr(module, constant):
+                setattr(module, constant, 1.0)
 
 
 def recipe_for(

@@ -146,9 +146,17 @@ def test_the_number_of_threads_changes_nothing() -> None:
         torch.testing.assert_close(forces[0], other, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("n_layers", [1, 3])
-def test_any_number_of_layers(n_layers: int) -> None:
-    plain = frozen("natural parity", n_layers=n_layers)
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"n_layers": 1},
+        {"n_layers": 3},
+        {"l_max_attributes": 2, "l_max_node_attributes": 0},
+        {"l_max_attributes": 2, "l_max_node_attributes": 1},
+    ],
+)
+def test_any_shape_of_network(network: dict[str, int]) -> None:
+    plain = frozen("natural parity", **network)
     graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
     expected = plain.predict(graph).forces
     torch.testing.assert_close(NativePotential(plain).predict(graph).forces, expected, rtol=0, atol=1e-10)

@@ -38,6 +38,7 @@ def changed(**changes) -> PotentialConfig:
         {"cutoff": 4.0},
         {"irreps_hidden": "8x0e+3x1o"},
         {"l_max_attributes": 2},
+        {"l_max_node_attributes": 0},
         {"n_layers": 1},
         {"n_radial": 5},
         {"radial_hidden": (16,)},
@@ -57,6 +58,11 @@ def test_each_option_changes_the_energy(change):
         potential = random_potential(config)
         energies.append(potential.predict(graph_of("skewed triclinic", potential)).energy.item())
     assert abs(energies[0] - energies[1]) > 1e-4
+
+
+def test_attributes_of_nodes_have_no_more_degrees_than_those_of_edges():
+    with pytest.raises(ValueError, match="l_max_node_attributes is 2, but .* whose highest degree l_max_attributes is 1"):
+        changed(l_max_node_attributes=2)
 
 
 def test_shift_and_scale_are_those_of_the_formula():

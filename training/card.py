@@ -37,8 +37,7 @@ def write_card(
     facts = {
         "Elements": ", ".join(config.elements),
         "Cutoff": f"{potential.cutoff:g} Å",
-        "Network": f"SEGNN, {config.network.n_layers} layers, {config.network.irreps_hidden}, attributes up to "
-        f"l = {config.network.l_max_attributes}, {n_weights:,} weights{_members(potential)}",
+        "Network": f"SEGNN, {config.network.shape}, {n_weights:,} weights{_members(potential)}",
         "Level of theory": card.level_of_theory or "not stated",
         "Data": f"{card.data_source or 'not stated'} (license: {card.data_license or 'not stated'})",
         "License of the weights": card.license,

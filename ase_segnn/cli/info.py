@@ -72,8 +72,7 @@ def _facts(path: Path, header: PotentialHeader) -> dict[str, object]:
         "members": f"{header.n_members} (a committee)" if header.n_members > 1 else 1,
         "elements": ", ".join(config.elements),
         "cutoff": f"{config.network.cutoff:g} Å",
-        "network": f"{config.network.n_layers} layers, {config.network.irreps_hidden}, attributes up to "
-        f"l = {config.network.l_max_attributes}",
+        "network": config.network.shape,
         "core repulsion": "ZBL" if config.zbl else "none",
         "reference energies": ", ".join(f"{s} {e:.4f} eV" for s, e in config.reference_energies.items()),
         "units": ", ".join(f"{quantity} {unit}" for quantity, unit in header.units.items()),

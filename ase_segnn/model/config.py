@@ -20,7 +20,8 @@ class NetworkConfig(BaseModel):
     ----------
     cutoff : Å; pairs further apart do not see each other directly
     irreps_hidden : channels of the features per degree and parity
-    l_max_attributes : highest degree of the attributes that steer
+    l_max_attributes : highest degree of the attributes that steer messages
+    l_max_node_attributes : and of those that steer updates and the readout, which are made from them; None for the same
     n_layers : rounds of messages
     n_radial : radial basis functions
     radial_hidden : widths of the hidden layers of the network from radial basis to weights of the messages' products
@@ -33,6 +34,7 @@ class NetworkConfig(BaseModel):
     cutoff: PositiveFloat = 5.0
     irreps_hidden: str = "64x0e+64x1o"
     l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
+    l_max_node_attributes: Annotated[int, Field(ge=0)] | None = None
     n_layers: PositiveInt = 2
     n_radial: PositiveInt = 8
     radial_hidden: tuple[PositiveInt, ...] = (64, 64)
@@ -51,6 +53,26 @@ class NetworkConfig(BaseModel):
         if len({ir for _, ir in irreps}) != len(irreps):
             raise ValueError(f"{value!r} names an irrep twice")
         return value
+
+    @model_validator(mode="after")
+    def _check_degrees(self) -> NetworkConfig:
+        if self.degree_of_nodes > self.l_max_attributes:
+            raise ValueError(
+                f"l_max_node_attributes is {self.l_max_node_attributes}, but attributes of nodes are made from those of "
+                f"edges, whose highest degree l_max_attributes is {self.l_max_attributes}"
+            )
+        return self
+
+    @property
+    def shape(self) -> str:
+        """The shape in words, for cards and listings."""
+        nodes = "" if self.l_max_node_attributes is None else f" at edges and {self.l_max_node_attributes} at nodes"
+        return f"{self.n_layers} layers, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
+
+    @property
+    def degree_of_nodes(self) -> int:
+        """Highest degree of the attributes of nodes."""
+        return self.l_max_attributes if self.l_max_node_attributes is None else self.l_max_node_attributes
 
 
 class PotentialConfig(BaseModel):

@@ -52,7 +52,8 @@ class Potential(ModuleWithConstants):
     exactly, and lets the energy come apart smoothly to that limit.
 
     Species enter as one-hot scalars. The attribute of an edge is the spherical harmonics of its direction; the
-    attribute of a node the sum of those of its edges, faded by the envelope u, with the l = 0 part set to 1.
+    attribute of a node the sum of those of its edges, up to a degree of its own, faded by the envelope u, with the
+    l = 0 part set to 1.
 
     Positions, edge vectors and sums of energies are float64; the network is float32 or, after ``.double()``, float64.
     Reference energies stay float64 whatever the module is converted to.
@@ -82,13 +83,15 @@ class Potential(ModuleWithConstants):
         self.register_constant("one_hot", np.eye(len(numbers)) * math.sqrt(len(numbers)))  # of unit variance
         network = config.network
         self.harmonics = SphericalHarmonics(network.l_max_attributes)
-        irreps_attributes = o3.Irreps.spherical_harmonics(network.l_max_attributes)
+        irreps_node_attributes, irreps_edge_attributes = (
+            o3.Irreps.spherical_harmonics(l_max) for l_max in (network.degree_of_nodes, network.l_max_attributes)
+        )
         self.network = SEGNN(
             irreps_in=o3.Irreps([(len(numbers), "0e")]),
             irreps_hidden=o3.Irreps(network.irreps_hidden),
             irreps_out=o3.Irreps("1x0e"),
-            irreps_node_attributes=irreps_attributes,
-            irreps_edge_attributes=irreps_attributes,
+            irreps_node_attributes=irreps_node_attributes,
+            irreps_edge_attributes=irreps_edge_attributes,
             n_layers=network.n_layers,
             n_message_scalars=network.n_radial,
             message_weights_hidden=network.radial_hidden,
@@ -139,7 +142,7 @@ class Potential(ModuleWithConstants):
 
         envelope = polynomial_envelope(d, self.cutoff, self.config.network.envelope_power)
         edge_attributes = self.harmonics(directions)
-        faded = edge_attributes[:, 1:] * (envelope / self.config.average_neighbors)[:, None]
+        faded = edge_attributes[:, 1 : self.network.irreps_node_attributes.dim] * (envelope / self.config.average_neighbors)[:, None]
         node_attributes = sum_to(graph.n_atoms, centers, faded)
         node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
         scalars, weights = self.radial_functions(d)
