@@ -58,8 +58,8 @@ class NetworkConfig(BaseModel):
     def _check_degrees(self) -> NetworkConfig:
         if self.degree_of_nodes > self.l_max_attributes:
             raise ValueError(
-                f"l_max_node_attributes is {self.l_max_node_attributes}, but attributes of nodes are made from those of "
-                f"edges, whose highest degree l_max_attributes is {self.l_max_attributes}"
+                f"l_max_node_attributes is {self.l_max_node_attributes}, but attributes of nodes are made from those "
+                f"of edges, whose highest degree l_max_attributes is {self.l_max_attributes}"
             )
         return self
 

@@ -142,7 +142,8 @@ class Potential(ModuleWithConstants):
 
         envelope = polynomial_envelope(d, self.cutoff, self.config.network.envelope_power)
         edge_attributes = self.harmonics(directions)
-        faded = edge_attributes[:, 1 : self.network.irreps_node_attributes.dim] * (envelope / self.config.average_neighbors)[:, None]
+        directional = edge_attributes[:, 1 : self.network.irreps_node_attributes.dim]
+        faded = directional * (envelope / self.config.average_neighbors)[:, None]
         node_attributes = sum_to(graph.n_atoms, centers, faded)
         node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
         scalars, weights = self.radial_functions(d)
