@@ -1,0 +1,182 @@
+"""What an evaluation costs at least: its floating-point operations, and how fast this machine does them.
+
+    python benchmarks/floor.py 64x0e+64x1o:2:l_max_attributes=2 32x0e+32x1o+32x2e:2:cutoff=4.5
+
+Networks are given as for `short_runs.py`. Per atom of a system of `speed.py`, on one thread: the operations of the
+products of matrices at atoms and of the loops along edges in the native C++, forces included; the time that the
+products would take at the rate of torch's own product of two matrices of 1024 rows, and that they take at the sizes
+that they have; and the time of an evaluation through the calculator. Times are medians of rounds in which all are taken
+in turn, each as the best of some repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import re
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from ase import Atoms
+from speed import SYSTEMS
+
+from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
+from ase_segnn.model.config import NetworkConfig
+from ase_segnn.model.cpp import load_cpp
+from ase_segnn.model.native import _merged
+from ase_segnn.model.native_source import NativeSource
+from ase_segnn.model.native_templates import prelude
+from ase_segnn.neighbors import neighbor_list
+
+_BLOCK = 32  # atoms
+_SIGMOID = 27  # operations of the exponential's series and the division
+_PIECES = 11  # of a spline of degree five
+# How often each function of the source runs per atom: once per layer (L), per layer but one (M), or once.
+_PRODUCTS = {"update": "L", "update_backward": "L", "project": "M", "sent_backward": "M", "read_out": "1"}
+_LOOPS = {
+    "sum_messages_of_species": "1",
+    "sum_messages_of_species_backward": "1",
+    "sum_messages": "M",
+    "sum_messages_backward": "M",
+}
+
+
+def main() -> None:
+    """Count, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="+", metavar="IRREPS:LAYERS[:KEY=VALUE...]")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=["molecule15", "si216"])
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    dtype = getattr(torch, arguments.dtype)
+    for name in arguments.systems:
+        atoms = SYSTEMS[name]()
+        jobs = [Job(network, atoms, dtype) for network in arguments.networks]
+        rates, rows = [], [[] for _ in jobs]
+        for _ in range(arguments.rounds):
+            rates.append(rate_of_torch(dtype))
+            for job, row in zip(jobs, rows, strict=True):
+                row.append((job.products_us(), job.evaluation_us()))
+        rate = statistics.median(rates)
+        print(f"\n{name}, {arguments.dtype}, one thread; torch.mm: {rate / 1e9:.0f} GFLOP/s\n")
+        print("| network | products, MFLOP | edges, MFLOP | products at torch's rate, µs | as they are, µs | all, µs |")
+        print("|---|---|---|---|---|---|")
+        for job, row in zip(jobs, rows, strict=True):
+            products, evaluation = (statistics.median(column) for column in zip(*row, strict=True))
+            print(
+                f"| {job.name} | {job.product_operations / 1e6:.2f} | {job.edge_operations / 1e6:.2f} | "
+                f"{1e6 * job.product_operations / rate:.1f} | {products:.1f} | {evaluation:.1f} |",
+                flush=True,
+            )
+
+
+class Job:
+    """One network on one structure."""
+
+    def __init__(self, name: str, atoms: Atoms, dtype: torch.dtype) -> None:
+        irreps, layers, *others = name.split(":")
+        l_max = max(int(term.rstrip("eo").split("x")[1]) for term in irreps.split("+"))
+        keys: dict[str, Any] = {"irreps_hidden": irreps, "l_max_attributes": l_max, "n_layers": int(layers)}
+        keys |= {key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)}
+        elements = tuple(sorted(set(atoms.get_chemical_symbols())))
+        potential = Potential(
+            PotentialConfig(
+                elements=elements,
+                reference_energies=dict.fromkeys(elements, 0.0),
+                average_neighbors=20,
+                network=NetworkConfig(**keys),
+            )
+        )
+        self.name, self._atoms, self._start = name, atoms.copy(), atoms.positions.copy()
+        self._atoms.calc = SEGNNCalculator(potential, device="cpu", dtype=str(dtype).removeprefix("torch."))
+        self._rng = np.random.default_rng(0)
+        source = NativeSource(potential, [_merged(layer) for layer in potential.network.rounds], dtype).source
+        n_layers, channels = potential.config.network.n_layers, potential.network.irreps_hidden[0].mul
+        times = {"1": 1, "L": n_layers, "M": n_layers - 1}
+        self._shapes = [
+            shape
+            for function, often in _PRODUCTS.items()
+            for shape in _products(_body(source, function)) * times[often]
+        ]
+        self.product_operations = sum(2 * rows * k * n for rows, k, n in self._shapes)
+        pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, potential.cutoff)
+        per_edge = sum(_edge_operations(_body(source, name)) * times[often] for name, often in _LOOPS.items())
+        self.edge_operations = per_edge * channels * len(pairs.centers) / len(atoms)
+        self._run_products = _products_alone(self._shapes, dtype, channels)
+
+    def evaluation_us(self) -> float:
+        """Time per atom of energy and forces."""
+
+        def evaluate() -> None:
+            self._atoms.positions = self._start + self._rng.normal(0, 0.01, self._start.shape)
+            self._atoms.get_forces()
+
+        return _best(evaluate, 5) / len(self._atoms) * 1e6
+
+    def products_us(self) -> float:
+        """Time per atom of all products of matrices by themselves."""
+        return _best(self._run_products, 10) / _BLOCK * 1e6
+
+
+def rate_of_torch(dtype: torch.dtype) -> float:
+    """Operations per second of a product of square matrices."""
+    a, b = torch.randn(2, 1024, 1024, dtype=dtype)
+    return 2 * 1024**3 / _best(lambda: torch.mm(a, b), 3)
+
+
+def _best(function: Callable[[], object], repetitions: int) -> float:
+    times = []
+    for _ in range(repetitions):
+        before = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - before)
+    return min(times)
+
+
+def _body(source: str, function: str) -> str:
+    start = source.index(f"static void {function}(")
+    return source[start : source.index("\n}\n", start)]
+
+
+def _products(body: str) -> list[tuple[int, int, int]]:
+    """Rows per atom and the two sides of the matrix of each product."""
+    return [tuple(map(int, found)) for found in re.findall(r"multiply\(n \* (\d+), (\d+), (\d+)", body)]
+
+
+def _edge_operations(body: str) -> int:
+    """Operations per edge and channel."""
+    inner = body[body.index("for (int c = 0;", body.index("EDGE")) :]
+    statements = [line for line in inner.splitlines() if re.match(r"\s*(const V|v\w+ \+=|add_to)", line)]
+    total = 0
+    for line in statements:
+        if line.lstrip().startswith("const V") and "load(" in line:
+            continue  # the signs in it are of addresses
+        total += "add_to" in line or "+=" in line
+        code = re.sub(r"V\{\} \+ |add_to\([^,]*, ", "", line).replace("+=", "")
+        total += code.count(" + ") + code.count(" * ")
+        total += _SIGMOID * code.count("sigmoid(") + _PIECES * (code.count("radial(") + code.count("radial_slope("))
+    return total
+
+
+def _products_alone(shapes: list[tuple[int, int, int]], dtype: torch.dtype, channels: int) -> Callable[[], None]:
+    """Return a function that does these products for one block of atoms, each with a matrix of its own."""
+    lines, matrices, rows, columns = [], 0, 0, 0
+    for per_atom, k, n in shapes:
+        lines.append(f"  multiply({_BLOCK * per_atom}, {k}, {n}, a, b + {matrices}, c, 0);")
+        matrices += k * n
+        rows, columns = max(rows, _BLOCK * per_atom * k), max(columns, _BLOCK * per_atom * n)
+    code = "\n".join(['extern "C" void products(const T* a, const T* b, T* c) {', *lines, "}"])
+    library = load_cpp(prelude(dtype, channels) + code)
+    arrays = [torch.rand(size, dtype=dtype) for size in (rows, matrices, columns)]
+    return lambda: library.products(*(ctypes.c_void_p(array.data_ptr()) for array in arrays))
+
+
+if __name__ == "__main__":
+    main()
