@@ -21,8 +21,6 @@ from ase_segnn.checks import check_numbers, check_results, check_stress_exists
 from ase_segnn.evaluator import Evaluator
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.committee import Committee
-from ase_segnn.model.compiled import CompiledPotential
-from ase_segnn.model.native import NativePotential
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.neighbors import BACKENDS, NeighborList, VerletList
 from ase_segnn.potential_file import load_potential
@@ -72,8 +70,9 @@ class SEGNNCalculator(Calculator):
         degree and messages that are not gated): a few seconds at the first evaluation on a machine, much less time
         and memory afterwards. It needs a C++ compiler such as g++, and goes on without where there is none. True
         insists on a compiler, and has torch compile a potential that lacks that form, which takes up to two minutes
-        at the first evaluation and again at the first stress. False compiles nothing. Results are the same up to
-        rounding, which is checked at first use
+        at the first evaluation and again at the first stress. On a GPU, True records all operations and launches them
+        together from then on, as a CUDA graph. False does nothing of that. Results are the same up to rounding, which
+        is checked at first use
     max_deviation : eV/Å, for a committee: where `forces_std` of an atom exceeds it, the structure is unlike the
         training data. Looked at whenever forces are computed
     on_deviation : "warn" logs the 1st, 10th, 100th, ... structure with such an atom. "stop" raises an error; the
@@ -198,7 +197,7 @@ class SEGNNCalculator(Calculator):
         if "stress" in properties:
             check_stress_exists(atoms)
         evaluator = self._get_evaluator()
-        graph = self._graph(atoms, all_pairs=evaluator.form is NativePotential)
+        graph = self._graph(atoms, all_pairs=evaluator.takes_far_pairs)
         [results] = self._evaluate(graph, stress="stress" in properties, forces=_need_forces(properties))
         check_results(atoms, results, self._potential_name)
         self.results = kept | results
@@ -232,7 +231,7 @@ class SEGNNCalculator(Calculator):
         """Evaluate many structures, several at a time, which is faster than one by one where they are small.
 
         The calculator's own results and attached atoms stay as they are, and so do the structures. A potential that
-        torch has compiled, see `compile`, takes them one at a time.
+        torch has compiled or recorded, see `compile`, takes them one at a time.
 
         Parameters
         ----------
@@ -258,7 +257,7 @@ class SEGNNCalculator(Calculator):
         return self._evaluate_many(structures, forces=_need_forces(properties), stress=stress)
 
     def _evaluate_many(self, structures: Sequence[Atoms], *, forces: bool, stress: bool) -> Iterator[dict[str, Any]]:
-        most_edges = 1 if self._get_evaluator().form is CompiledPotential else _EDGES_TOGETHER
+        most_edges = _EDGES_TOGETHER if self._get_evaluator().takes_batches else 1
         for start, graphs in self._batches(structures, most_edges):
             whole = graphs[0] if len(graphs) == 1 else AtomicGraph.batch(graphs)
             results = self._evaluate(whole, forces=forces, stress=stress)

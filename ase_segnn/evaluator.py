@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.captured import CapturedPotential
 from ase_segnn.model.committee import Committee, combine
 from ase_segnn.model.compiled import CompiledPotential
 from ase_segnn.model.cpp import NoCompilerError
 from ase_segnn.model.native import NativePotential, why_not_native
 from ase_segnn.model.potential import Potential, Prediction
+
+_Form = Potential | NativePotential | CompiledPotential | CapturedPotential
 
 _log = logging.getLogger(__name__)
 
@@ -43,24 +46,32 @@ class Evaluator:
         self._forms = _forms(members, compile, name)
 
     @property
-    def form(self) -> type[Potential | NativePotential | CompiledPotential]:
-        """Its form: a native one passes over pairs beyond the cutoff, torch's takes one structure at a time."""
+    def form(self) -> type[_Form]:
+        """Its form."""
         return type(self._forms[0])
+
+    @property
+    def takes_far_pairs(self) -> bool:
+        """Whether it passes over pairs beyond the cutoff faster than they are taken out."""
+        return self.form is NativePotential
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether it takes more than one structure at a time."""
+        return self.form in (Potential, NativePotential)
 
     def predict(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> Prediction:
         """Return what `Potential.predict` or `Committee.predict` returns; a form may give forces unasked."""
         predictions = [
             form.predict(graph, stress=stress)
-            if isinstance(form, CompiledPotential)
+            if isinstance(form, CompiledPotential | CapturedPotential)
             else form.predict(graph, forces=forces, stress=stress)
             for form in self._forms
         ]
         return predictions[0] if len(predictions) == 1 else combine(predictions)
 
 
-def _forms(
-    members: list[Potential], compile_them: bool | Literal["auto"], name: str
-) -> Sequence[Potential | NativePotential | CompiledPotential]:
+def _forms(members: list[Potential], compile_them: bool | Literal["auto"], name: str) -> Sequence[_Form]:
     if compile_them is False:
         return members
     reason = why_not_native(members[0])
@@ -73,4 +84,7 @@ def _forms(
             _log.warning("%s is not compiled: %s", name, error)
     else:
         _log.info("%s is not compiled: %s", name, reason)
-    return [CompiledPotential(member) for member in members] if compile_them is True else members
+    if compile_them is not True:
+        return members
+    form = CapturedPotential if members[0].device.type == "cuda" else CompiledPotential
+    return [form(member) for member in members]

@@ -63,6 +63,27 @@ class AtomicGraph:
         )
 
     @classmethod
+    def padding(
+        cls, n_atoms: int, n_edges: int, cutoff: float, atomic_number: int, *, device: torch.device | str = "cpu"
+    ) -> AtomicGraph:
+        """Make a structure of lone atoms and of edges that are too long to matter, to fill a batch up to a fixed size.
+
+        The edges join the first atom with its own image in a cell of twice the cutoff.
+        """
+        lengths = torch.eye(3, dtype=torch.float64, device=device)
+        first_atom = torch.zeros(n_edges, dtype=torch.int64, device=device)
+        return cls(
+            positions=torch.zeros(n_atoms, 3, dtype=torch.float64, device=device),
+            atomic_numbers=torch.full((n_atoms,), atomic_number, device=device),
+            cell=2 * cutoff * lengths[None],
+            pbc=torch.ones(1, 3, dtype=torch.bool, device=device),
+            centers=first_atom,
+            neighbors=first_atom,
+            cell_shifts=lengths[:1].expand(n_edges, 3),
+            structure=torch.zeros(n_atoms, dtype=torch.int64, device=device),
+        )
+
+    @classmethod
     def batch(cls, graphs: Sequence[AtomicGraph]) -> AtomicGraph:
         """Put several graphs side by side as one that has no edge between structures.
 
@@ -102,6 +123,12 @@ class AtomicGraph:
     def n_structures(self) -> int:
         """Number of structures."""
         return self.cell.shape[0]
+
+    def volumes(self) -> Tensor:
+        """Volumes of the cells, (B,) Å³; 0 where a cell vector is 0."""
+        a, b, c = self.cell.unbind(1)
+        volumes: Tensor = (a * torch.linalg.cross(b, c, dim=1)).sum(1).abs()
+        return volumes
 
     def edge_vectors(self) -> Tensor:
         """Vectors from center to neighbor, (E, 3) Å, differentiable in positions and cell."""

@@ -604,12 +604,14 @@ def test_no_pair_of_a_skin_is_left_on_the_cpu(potential: Potential, monkeypatch:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compile_it", [True, False])
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_gpu_and_cpu_agree(potential: Potential, name: str) -> None:
+def test_gpu_and_cpu_agree(potential: Potential, name: str, compile_it: bool) -> None:
     results = []
     for device in ("cpu", "cuda"):
         atoms = SYSTEMS[name].copy()
-        atoms.calc = SEGNNCalculator(potential, device=device, dtype="float64")
+        compile_here = compile_it and device == "cuda"
+        atoms.calc = SEGNNCalculator(potential, device=device, dtype="float64", compile=compile_here)
         results.append(energy_and_forces(atoms))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-10)
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-8)

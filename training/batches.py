@@ -40,30 +40,16 @@ class LabeledGraph:
 
     @classmethod
     def padding(cls, n_atoms: int, n_edges: int, cutoff: float, atomic_number: int) -> LabeledGraph:
-        """Make a structure of lone atoms and of edges that are too long to matter, without labels.
-
-        The edges join the first atom with its own image in a cell of twice the cutoff.
-        """
+        """Make such a structure, see `AtomicGraph.padding`, without labels."""
+        graph = AtomicGraph.padding(n_atoms, n_edges, cutoff, atomic_number)
         zero = torch.zeros(1, dtype=torch.float64)
-        positions = torch.zeros(n_atoms, 3, dtype=torch.float64)
-        cell = 2 * cutoff * torch.eye(3, dtype=torch.float64)[None]
-        graph = AtomicGraph(
-            positions=positions,
-            atomic_numbers=torch.full((n_atoms,), atomic_number),
-            cell=cell,
-            pbc=torch.ones(1, 3, dtype=torch.bool),
-            centers=torch.zeros(n_edges, dtype=torch.int64),
-            neighbors=torch.zeros(n_edges, dtype=torch.int64),
-            cell_shifts=torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).repeat(n_edges, 1),
-            structure=torch.zeros(n_atoms, dtype=torch.int64),
-        )
         return cls(
             graph,
             energy=zero,
-            forces=torch.zeros_like(positions),
-            stress=torch.zeros_like(cell),
+            forces=torch.zeros_like(graph.positions),
+            stress=torch.zeros_like(graph.cell),
             energy_weights=zero,
-            forces_weights=positions.new_zeros(n_atoms),
+            forces_weights=graph.positions.new_zeros(n_atoms),
             stress_weights=zero,
             frames=torch.tensor([-1]),
         )

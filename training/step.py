@@ -98,8 +98,7 @@ class PotentialLoss(Loss):
         if prediction.stress is None:
             sums.append(torch.zeros_like(sums[0]))
         else:
-            volume = torch.linalg.det(batch.graph.cell).abs()
-            virials = (prediction.stress - batch.stress) * volume[:, None, None]
+            virials = (prediction.stress - batch.stress) * batch.graph.volumes()[:, None, None]
             stress = self._penalty(virials.square().mean((1, 2)) / n_atoms)
             sums.append((batch.stress_weights * stress).sum())
         return torch.stack(sums)

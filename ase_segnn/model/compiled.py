@@ -66,7 +66,7 @@ class CompiledPotential:
             energy, atom_energies, forces, *rest = function(*_tensors(graph))
         prediction = Prediction(energy, atom_energies, forces, rest[0] if rest else None)
         if stress not in self._compiled:
-            self._compare(prediction, graph, stress)
+            compare_with_plain(self._potential, prediction, graph, stress=stress)
             self._compiled[stress] = function
         return prediction
 
@@ -106,7 +106,6 @@ class CompiledPotential:
 
     def _example(self) -> AtomicGraph:
         """Make a structure whose edges join atoms at random."""
-        device = next(self._potential.parameters()).device
         generator = torch.Generator().manual_seed(0)
         centers = torch.randint(_N_ATOMS, (_N_EDGES,), generator=generator).sort().values
         side = 10 * self._potential.cutoff
@@ -120,28 +119,34 @@ class CompiledPotential:
             cell_shifts=torch.ones(_N_EDGES, 3, dtype=torch.float64),
             structure=torch.zeros(_N_ATOMS, dtype=torch.int64),
         )
-        return graph.to(device)
+        return graph.to(self._potential.device)
 
-    def _compare(self, compiled: Prediction, graph: AtomicGraph, stress: bool) -> None:
-        """Stop if a compiled result is not the plain one, by the scale of forces and energies in training or here."""
-        plain = self._potential.predict(graph, stress=stress)
-        species = self._potential.species_of_number[graph.atomic_numbers]
-        reference = self._potential.reference_energies[species]
-        scale = self._potential.config.energy_scale
-        density = graph.n_atoms / torch.linalg.det(graph.cell).abs()
-        checks = [("energies", compiled.atom_energies - reference, plain.atom_energies - reference, scale)]
-        if compiled.forces is not None and plain.forces is not None:
-            checks.append(("forces", compiled.forces, plain.forces, scale))
-        if compiled.stress is not None and plain.stress is not None:
-            checks.append(("stress", compiled.stress, plain.stress, scale * density.item()))
-        for name, value, expected, usual in checks:
-            error = (value - expected).abs().max().item()
-            allowed = _TOLERANCES[self._potential.dtype] * max(expected.abs().max().item(), usual)
-            if expected.isfinite().all() and not error <= allowed:
-                raise RuntimeError(
-                    f"compiled {name} differ from the plain ones by {error:.2e}, at most {allowed:.2e} is allowed; use "
-                    "compile=False, and please report this with your versions of torch and of the C++ compiler"
-                )
+
+def compare_with_plain(
+    potential: Potential, result: Prediction, graph: AtomicGraph, *, stress: bool, what: str = "compiled"
+) -> None:
+    """Stop if a result is not that of `Potential.predict`, by the scale of forces and energies in training or here.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    plain = potential.predict(graph, stress=stress)
+    reference = potential.reference_energies[potential.species_of_number[graph.atomic_numbers]]
+    scale = potential.config.energy_scale
+    checks = [("energies", result.atom_energies - reference, plain.atom_energies - reference, scale)]
+    if result.forces is not None and plain.forces is not None:
+        checks.append(("forces", result.forces, plain.forces, scale))
+    if result.stress is not None and plain.stress is not None:
+        checks.append(("stress", result.stress, plain.stress, scale * graph.n_atoms / graph.volumes().item()))
+    for name, value, expected, usual in checks:
+        error = (value - expected).abs().max().item()
+        allowed = _TOLERANCES[potential.dtype] * max(expected.abs().max().item(), usual)
+        if expected.isfinite().all() and not error <= allowed:
+            raise RuntimeError(
+                f"{what} {name} differ from the plain ones by {error:.2e}, at most {allowed:.2e} is allowed; use "
+                "compile=False, and please report this with your versions of torch and of the C++ or CUDA compiler"
+            )
 
 
 def _tensors(graph: AtomicGraph) -> list[Tensor]:

@@ -92,8 +92,7 @@ class NativePotential:
         stresses = None
         if stress:
             virial = sum_structures(graph, graph.structure, virials.flatten(1)).unflatten(1, (3, 3))
-            volume = torch.linalg.det(graph.cell).abs()
-            stresses = (virial + virial.mT) / (2 * volume[:, None, None])
+            stresses = (virial + virial.mT) / (2 * graph.volumes()[:, None, None])
         if potential.zbl is not None:
             rest = differentiate(
                 lambda edge_vectors: potential.repulsion(graph, edge_vectors), graph, forces=forces, stress=stress

@@ -115,6 +115,11 @@ class Potential(ModuleWithConstants):
         """Precision of the network."""
         return self.one_hot.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.one_hot.device
+
     def forward(self, graph: AtomicGraph, edge_vectors: Tensor | None = None) -> Tensor:
         """Energy of each atom, differentiable.
 
@@ -237,8 +242,7 @@ def differentiate(
 def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tensor:
     products = (edge_vectors[:, :, None] * gradient[:, None, :]).flatten(1)  # (E, 9)
     virial = sum_structures(graph, graph.structure[graph.centers], products).unflatten(1, (3, 3))
-    volume = torch.linalg.det(graph.cell).abs()
-    stress: Tensor = (virial + virial.transpose(1, 2)) / (2 * volume[:, None, None])
+    stress: Tensor = (virial + virial.transpose(1, 2)) / (2 * graph.volumes()[:, None, None])
     return stress
 
 
