@@ -26,7 +26,7 @@ from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.cpp import load_cpp
 from ase_segnn.model.edge_layout import Layout, edge_functions, why_no_loops
 from ase_segnn.model.native_source import ARGUMENTS, NativeSource
-from ase_segnn.model.potential import Potential, Prediction, differentiate, sum_structures
+from ase_segnn.model.potential import Potential, Prediction, sum_structures
 from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
 from ase_segnn.model.spline import spline_coefficients
 from ase_segnn.model.steerable import SteerableLinear
@@ -73,11 +73,13 @@ class NativePotential:
         source = NativeSource(potential, updates, dtype)
         constants = {
             "n_intervals": _INTERVALS[dtype],
+            "n_species": len(potential.elements),
             "cutoff": potential.cutoff,
             "average_neighbors": config.average_neighbors,
             "energy_scale": config.energy_scale,
             "reference_energies": potential.reference_energies,
             "energy_shifts": potential.energy_shifts,
+            "repulsion": None if potential.zbl is None else potential.zbl.pairs,
             "weights": source.weights(potential, updates),
             "tables": [_table(potential, layer.message) for layer in rounds],
         }
@@ -87,19 +89,11 @@ class NativePotential:
 
     def predict(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> Prediction:
         """Return what `Potential.predict` returns, detached."""
-        potential = self._potential
         energies, atom_forces, virials = self._function(graph, self._species(graph), forces=forces or stress)
         stresses = None
         if stress:
             virial = sum_structures(graph, graph.structure, virials.flatten(1)).unflatten(1, (3, 3))
             stresses = (virial + virial.mT) / (2 * graph.volumes()[:, None, None])
-        if potential.zbl is not None:
-            rest = differentiate(
-                lambda edge_vectors: potential.repulsion(graph, edge_vectors), graph, forces=forces, stress=stress
-            )
-            energies = energies + rest.atom_energies
-            atom_forces = atom_forces if rest.forces is None else atom_forces + rest.forces
-            stresses = stresses if stresses is None or rest.stress is None else stresses + rest.stress
         energy = sum_structures(graph, graph.structure, energies)
         return Prediction(energy, energies, atom_forces if forces else None, stresses)
 
@@ -152,7 +146,7 @@ class NativeFunction:
     Parameters
     ----------
     source : see `native_source`
-    constants : what does not change from call to call: numbers, tensors, and lists of tensors, by their names there
+    constants : what does not change from call to call: numbers, tensors or None, lists of tensors, by their names there
 
     Raises
     ------
@@ -212,10 +206,10 @@ class NativeFunction:
         return min(n_threads, 1 + int(_MOST_EXTRA_BYTES // (two - one)))
 
 
-def _as_argument(value: float | Tensor | Sequence[Tensor]) -> Any:
+def _as_argument(value: float | Tensor | Sequence[Tensor] | None) -> Any:
     if isinstance(value, Tensor):
         return value.data_ptr()
-    if isinstance(value, (int, float)):
+    if value is None or isinstance(value, (int, float)):
         return value
     pointers = (ctypes.c_void_p * len(value))(*[x.data_ptr() for x in value])
     return ctypes.cast(pointers, ctypes.c_void_p)

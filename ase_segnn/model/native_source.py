@@ -19,6 +19,7 @@ from ase_segnn.model.native_templates import DRIVER, prelude
 from ase_segnn.model.node_source import Array, LinearPlan, Stage
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.segnn import SEGNNLayer
+from ase_segnn.model.zbl import ENVELOPE_POWER, SCREENING_EXPONENTS, SCREENING_FACTORS
 
 # What the function takes, in this order; the names are those of `native`.
 ARGUMENTS = {
@@ -26,6 +27,7 @@ ARGUMENTS = {
     "n_edges": "int64_t",
     "n_threads": "int64_t",
     "n_intervals": "int64_t",
+    "n_species": "int64_t",
     "forces_wanted": "int64_t",
     "workspace_is_clean": "int64_t",
     "cutoff": "double",
@@ -40,6 +42,7 @@ ARGUMENTS = {
     "species": "const int64_t*",
     "reference_energies": "const double*",
     "energy_shifts": "const double*",
+    "repulsion": "const double*",
     "weights": "const T* const*",
     "tables": "const T* const*",
     "workspace": "char*",
@@ -250,6 +253,9 @@ class NativeSource:
             per_layer=per_layer,
             n_entries=n,
             power=potential.config.network.envelope_power,
+            repulsion_power=ENVELOPE_POWER,
+            screening_factors=", ".join(map(repr, SCREENING_FACTORS)),
+            screening_exponents=", ".join(map(repr, SCREENING_EXPONENTS)),
             widths=", ".join(str(dim * width) for dim, width in self._p.shapes),
             f_widths=", ".join(str(dim * width) for dim, width in self._f.shapes),
             saved="\n".join(f"  {array.pointers.replace('[', '[N_LAYERS + 1][', 1)};" for array in saved),

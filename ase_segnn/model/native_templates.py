@@ -183,22 +183,40 @@ static inline void entries_of(T** entries, T* start, int64_t n_atoms) {
 }
 
 // u(x) = 1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2), and its slope
-static inline double envelope(double x, double* slope) {
-  const int p = $power;
+template <int p> static inline double envelope(double x, double* slope) {
   double power = 1;
   for (int k = 1; k < p; ++k) power *= x;  // x^(p-1)
   *slope = -0.5 * p * (p + 1) * (p + 2) * power * (1 - x) * (1 - x);
   return 1 + power * x * (-0.5 * (p + 1) * (p + 2) + x * (p * (p + 2) - x * (0.5 * p * (p + 1))));
 }
 
-// Pairs within the cutoff, their attributes and those of n atoms from i0 on.
+// Repulsion of the nuclei i and j, see `ase_segnn.model.zbl`, and its slope.
+static inline double repulsion(const Input& in, int64_t i, int64_t j, double d, double* slope) {
+  *slope = 0;
+  if (!in.repulsion) return 0;
+  const double* of_pair = in.repulsion + 3 * (in.species[i] * in.n_species + in.species[j]);
+  const double factor = of_pair[0], per_length = of_pair[1], end = of_pair[2];
+  if (d >= end) return 0;
+  static const double c[] = {$screening_factors}, b[] = {$screening_exponents};
+  double screening = 0, d_screening = 0, d_u;
+  for (int k = 0; k < (int)(sizeof b / sizeof *b); ++k) {
+    const double term = c[k] * std::exp(-b[k] * per_length * d);
+    screening += term;
+    d_screening -= b[k] * per_length * term;
+  }
+  const double u = envelope<$repulsion_power>(d / end, &d_u);
+  *slope = factor / d * (d_screening * u + screening * (d_u / end - u / d));
+  return factor / d * screening * u;
+}
+
+// Pairs within the cutoff, their attributes and those of n atoms from i0 on; energies become the repulsion of nuclei.
 static void find_pairs(const Input& in, const Space& space, int64_t i0, int64_t n) {
   for (int64_t i = i0; i < i0 + n; ++i) {
     T* a = space.a + i * N_ATTRIBUTES;
     a[0] = 1;
     for (int k = 1; k < N_ATTRIBUTES; ++k) a[k] = 0;
     const double *x = in.positions + 3 * i, *h = in.cells + 9 * in.structure[i];
-    double overlap = 0;
+    double overlap = 0, repelled = 0;
     int64_t at = space.rows[i];
     for (int64_t e = space.rows[i]; e < space.rows[i + 1]; ++e) {
       const int64_t j = in.neighbors[e];
@@ -211,7 +229,8 @@ static void find_pairs(const Input& in, const Space& space, int64_t i0, int64_t 
       if (squared >= in.cutoff * in.cutoff) continue;
       const double d = std::sqrt(squared);
       double slope;
-      const double u = envelope(d / in.cutoff, &slope);
+      repelled += 0.5 * repulsion(in, i, j, d, &slope);
+      const double u = envelope<$power>(d / in.cutoff, &slope);
       const T n0 = r[0] / d, n1 = r[1] / d, n2 = r[2] / d;
       T* y = space.attributes + at * N_ATTRIBUTES;
       y[0] = 1;
@@ -231,6 +250,7 @@ $harmonics
     }
     space.ends[i] = at;
     space.overlap[i] = overlap;
+    in.energies[i] = repelled;
     if (!in.forces_wanted) continue;
     for (int k = 0; k < N_ATTRIBUTES; ++k) {
       space.d_a[i * N_ATTRIBUTES + k] = 0;
@@ -249,8 +269,9 @@ static void add_forces(const Input& in, const Space& space, int64_t i0, int64_t 
       const double* r = space.vectors + 3 * e;
       const T* y = space.attributes + e * N_ATTRIBUTES;
       const double d = std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
-      double slope;
-      const double u = envelope(d / in.cutoff, &slope);
+      double slope, repulsion_slope;
+      const double u = envelope<$power>(d / in.cutoff, &slope);
+      repulsion(in, i, space.near[e], d, &repulsion_slope);
       const T n0 = r[0] / d, n1 = r[1] / d, n2 = r[2] / d, faded = u / in.average_neighbors;
       (void)n0; (void)n1; (void)n2;
       T gy[N_ATTRIBUTES];
@@ -261,7 +282,8 @@ static void add_forces(const Input& in, const Space& space, int64_t i0, int64_t 
       }
 $harmonics_backward
       const double along = (g0 * r[0] + g1 * r[1] + g2 * r[2]) / (d * d);
-      const double radial_part = (space.d_distances[e] + d_u * slope / in.cutoff - along) / d;
+      const double by_distance = space.d_distances[e] + d_u * slope / in.cutoff + 0.5 * repulsion_slope;
+      const double radial_part = (by_distance - along) / d;
       const double g[3] = {g0 / d + radial_part * r[0], g1 / d + radial_part * r[1], g2 / d + radial_part * r[2]};
       for (int k = 0; k < 3; ++k) {
         forces[3 * i + k] += g[k];
@@ -353,7 +375,7 @@ $readout
     const int64_t z = in.species[i0 + i];
     const double apart = std::exp(-space.overlap[i0 + i]), bonded = -std::expm1(-space.overlap[i0 + i]);
     const double learned = in.energy_shifts[z] + in.energy_scale * (double)e[i];
-    in.energies[i0 + i] = in.reference_energies[z] + bonded * learned;
+    in.energies[i0 + i] += in.reference_energies[z] + bonded * learned;
     seed[i] = bonded * in.energy_scale;
     if (in.forces_wanted) space.d_overlap[i0 + i] = apart * learned;
   }

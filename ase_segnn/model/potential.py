@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,16 +163,10 @@ class Potential(ModuleWithConstants):
         bonded = -torch.expm1(-sum_to(graph.n_atoms, centers, envelope.to(torch.float64)))
         learned = self.energy_shifts[species] + self.config.energy_scale * outputs[:, 0].to(torch.float64)
         energies: Tensor = self.reference_energies[species] + bonded * learned
-        return energies if self.zbl is None else energies + self.repulsion(graph, edge_vectors)
-
-    def repulsion(self, graph: AtomicGraph, edge_vectors: Tensor) -> Tensor:
-        """Return the part of `forward` that is the repulsion of nuclei, (N,) float64, eV; 0 unless ``config.zbl``."""
-        centers, distances = graph.centers, torch.linalg.vector_norm(edge_vectors, dim=1)
         if self.zbl is None:
-            return edge_vectors.new_zeros(graph.n_atoms)
-        species = self.species_of_number[graph.atomic_numbers]
+            return energies
         pair_energies = self.zbl(distances, species[centers], species[graph.neighbors])
-        return sum_to(graph.n_atoms, centers, pair_energies / 2)
+        return energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
 
     def radial_functions(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
@@ -200,43 +193,25 @@ class Potential(ModuleWithConstants):
         create_graph : keep what is needed to differentiate the result again, as training does; otherwise all results
             are detached
         """
-        return differentiate(
-            lambda edge_vectors: self(graph, edge_vectors),
-            graph,
-            forces=forces,
-            stress=stress,
-            create_graph=create_graph,
-        )
-
-
-def differentiate(
-    atom_energies_of: Callable[[Tensor], Tensor],
-    graph: AtomicGraph,
-    *,
-    forces: bool,
-    stress: bool,
-    create_graph: bool = False,
-) -> Prediction:
-    """Do what `Potential.predict` describes for any function from edge vectors (E, 3) to energies of atoms (N,)."""
-    edge_vectors = graph.edge_vectors().detach()
-    if forces or stress:
-        edge_vectors.requires_grad_()
-    with torch.set_grad_enabled(forces or stress or create_graph):
-        atom_energies = atom_energies_of(edge_vectors)
-        energy = sum_structures(graph, graph.structure, atom_energies)
-        total = atom_energies.sum()
-    atom_forces = stresses = None
-    if forces or stress:
-        (gradient,) = torch.autograd.grad(total, edge_vectors, create_graph=create_graph)
-        if forces:
-            atom_forces = sum_to(graph.n_atoms, graph.centers, gradient)
-            atom_forces = atom_forces.index_add(0, graph.neighbors, gradient, alpha=-1)
-        if stress:
-            stresses = _stress(graph, edge_vectors, gradient)
-    if not create_graph:
-        atom_energies, energy = atom_energies.detach(), energy.detach()
-        stresses = None if stresses is None else stresses.detach()
-    return Prediction(energy, atom_energies, atom_forces, stresses)
+        edge_vectors = graph.edge_vectors().detach()
+        if forces or stress:
+            edge_vectors.requires_grad_()
+        with torch.set_grad_enabled(forces or stress or create_graph):
+            atom_energies = self(graph, edge_vectors)
+            energy = sum_structures(graph, graph.structure, atom_energies)
+            total = atom_energies.sum()
+        atom_forces = stresses = None
+        if forces or stress:
+            (gradient,) = torch.autograd.grad(total, edge_vectors, create_graph=create_graph)
+            if forces:
+                atom_forces = sum_to(graph.n_atoms, graph.centers, gradient)
+                atom_forces = atom_forces.index_add(0, graph.neighbors, gradient, alpha=-1)
+            if stress:
+                stresses = _stress(graph, edge_vectors, gradient)
+        if not create_graph:
+            atom_energies, energy = atom_energies.detach(), energy.detach()
+            stresses = None if stresses is None else stresses.detach()
+        return Prediction(energy, atom_energies, atom_forces, stresses)
 
 
 def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 from ase_segnn.model.constants import ModuleWithConstants
 from ase_segnn.model.radial import polynomial_envelope
 
+SCREENING_FACTORS = (0.18175, 0.50986, 0.28022, 0.02817)
+SCREENING_EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
+ENVELOPE_POWER = 6
 _COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi epsilon_0) in eV Å
-_COEFFICIENTS = (0.18175, 0.50986, 0.28022, 0.02817)
-_EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
 
 
 class ZBLRepulsion(ModuleWithConstants):
@@ -28,30 +29,34 @@ class ZBLRepulsion(ModuleWithConstants):
 
     Parameters
     ----------
-    numbers : atomic numbers of the species
+    numbers : atomic numbers of the S species
     cutoff : Å, beyond which there are no pairs
+
+    Attributes
+    ----------
+    pairs : (S, S, 3) float64; the factor before 1/d in eV Å, 1/a in 1/Å, and the distance in Å at which u ends
 
     References
     ----------
     Ziegler, Biersack, Littmark, "The Stopping and Range of Ions in Solids", Pergamon, 1985.
     """
 
-    numbers: Tensor
-    radii: Tensor
+    pairs: Tensor
 
     def __init__(self, numbers: list[int], cutoff: float) -> None:
         super().__init__()
-        self._cutoff = cutoff
-        self.register_constant("numbers", np.array(numbers, dtype=np.float64), always_float64=True)
-        self.register_constant("radii", covalent_radii[numbers], always_float64=True)
+        z, radii = np.array(numbers, dtype=np.float64), covalent_radii[numbers]
+        factors = _COULOMB * np.multiply.outer(z, z)
+        per_length = np.add.outer(z**0.23, z**0.23) / 0.46850
+        ends = np.minimum(np.add.outer(radii, radii), cutoff)
+        self.register_constant("pairs", np.stack([factors, per_length, ends], axis=-1), always_float64=True)
 
     def forward(self, distances: Tensor, species_i: Tensor, species_j: Tensor) -> Tensor:
-        """Energy per pair, (E,) float64 eV, for distances (E,) float64 Å and indices (E,) into `numbers`."""
-        z_i, z_j = self.numbers[species_i], self.numbers[species_j]
-        reduced = distances * (z_i**0.23 + z_j**0.23) / 0.46850
+        """Energy per pair, (E,) float64 eV, for distances (E,) float64 Å and indices (E,) of species."""
+        factor, per_length, end = self.pairs[species_i, species_j].unbind(1)
+        reduced = per_length * distances
         screening = sum(
-            (c * torch.exp(-b * reduced) for c, b in zip(_COEFFICIENTS, _EXPONENTS, strict=True)),
+            (c * torch.exp(-b * reduced) for c, b in zip(SCREENING_FACTORS, SCREENING_EXPONENTS, strict=True)),
             start=torch.zeros_like(distances),
         )
-        end = (self.radii[species_i] + self.radii[species_j]).clamp(max=self._cutoff)
-        return _COULOMB * z_i * z_j / distances * screening * polynomial_envelope(distances / end, 1.0)
+        return factor / distances * screening * polynomial_envelope(distances / end, 1.0, ENVELOPE_POWER)
