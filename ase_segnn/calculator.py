@@ -107,6 +107,10 @@ class SEGNNCalculator(Calculator):
         on_deviation: Literal["warn", "stop"] = "warn",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # ASE's
+        self.use_cache = (
+            False  # or ASE would copy the atoms at every step; `calculate` keeps a copy and moves its atoms
+        )
+        self._copied: Atoms | None = None
         self._device = _checked_device(device)
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is 'float32' or 'float64', got {dtype!r}")
@@ -191,7 +195,7 @@ class SEGNNCalculator(Calculator):
         if atoms is None:
             raise ValueError("there are no atoms to calculate; attach the calculator first: atoms.calc = calculator")
         kept = {} if system_changes else self.results
-        before, self.atoms, self.results = self.atoms, None, {}
+        self.atoms, self.results = None, {}
         self._check_elements(atoms)
         check_numbers(atoms)
         if "stress" in properties:
@@ -201,11 +205,11 @@ class SEGNNCalculator(Calculator):
         [results] = self._evaluate(graph, stress="stress" in properties, forces=_need_forces(properties))
         check_results(atoms, results, self._potential_name)
         self.results = kept | results
-        if before is not None and list(system_changes) == ["positions"]:
-            before.positions[:] = atoms.positions
-            self.atoms = before
+        if self._copied is not None and set(_changes(atoms, self._copied)) <= {"positions"}:
+            self._copied.positions[:] = atoms.positions
         else:
-            self.atoms = atoms.copy()
+            self._copied = atoms.copy()
+        self.atoms = self._copied
         self._check_deviations(atoms, results)
 
     def export_properties(self) -> Properties:
@@ -215,15 +219,7 @@ class SEGNNCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """List what has changed since the last calculation, as ASE does, but exactly and in less time."""
         del tol
-        if self.atoms is None:
-            return list(all_changes)
-        pairs = {
-            "positions": (atoms.positions, self.atoms.positions),
-            "numbers": (atoms.numbers, self.atoms.numbers),
-            "cell": (atoms.cell.array, self.atoms.cell.array),
-            "pbc": (atoms.pbc, self.atoms.pbc),
-        }
-        return [name for name, (now, then) in pairs.items() if not np.array_equal(now, then)]
+        return list(all_changes) if self.atoms is None else _changes(atoms, self.atoms)
 
     def evaluate_many(
         self, structures: Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
@@ -309,8 +305,8 @@ class SEGNNCalculator(Calculator):
         update = self._verlet_list.update_all if all_pairs else self._verlet_list.update
         pairs = update(atoms.positions, atoms.cell.array, atoms.pbc)
         device = self._device
-        positions = torch.tensor(atoms.positions, dtype=torch.float64, device=device)
-        cell = torch.tensor(atoms.cell.array[None], dtype=torch.float64, device=device)
+        positions = torch.as_tensor(atoms.positions.copy(), dtype=torch.float64, device=device)
+        cell = torch.as_tensor(atoms.cell.array[None].copy(), dtype=torch.float64, device=device)
         last = self._last_graph
         if last is not None and pairs is self._last_pairs and np.array_equal(atoms.numbers, self._last_numbers):
             return replace(last, positions=positions, cell=cell)
@@ -354,6 +350,17 @@ class SEGNNCalculator(Calculator):
                 f"{self._potential_name} knows {', '.join(self._potential.elements)} only, this structure also has "
                 f"{', '.join(symbols)}; 'ase-segnn info' lists the shipped potentials"
             )
+
+
+def _changes(now: Atoms, then: Atoms) -> list[str]:
+    """Name what is not the same, bit by bit, which is faster to tell for few atoms than whether numbers are equal."""
+    arrays = {
+        "positions": (now.positions, then.positions),
+        "numbers": (now.numbers, then.numbers),
+        "cell": (now.cell.array, then.cell.array),
+        "pbc": (now.pbc, then.pbc),
+    }
+    return [name for name, (a, b) in arrays.items() if a.shape != b.shape or a.tobytes() != b.tobytes()]
 
 
 def _need_forces(properties: Sequence[str]) -> bool:

@@ -95,6 +95,7 @@ def ase_segnn(
             reference_energies=dict.fromkeys(ELEMENTS, 0.0),
             energy_scale=1e-3,
             average_neighbors=20,
+            zbl=True,
             network=network if like is None else read_header(path_of(like)).config.network,
         )
     )
