@@ -30,7 +30,10 @@ class RecordWithoutGpu:
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
-    def __call__(self, function: Callable[[], Prediction]) -> tuple[Prediction, Callable[[], None]]:
+    def __call__(
+        self, function: Callable[[], Prediction], device: torch.device
+    ) -> tuple[Prediction, Callable[[], None]]:
+        assert function().energy.device == device
         self.recorded += 1
         results = function()
 
@@ -135,7 +138,7 @@ def test_on_a_gpu_it_is_what_compile_asks_for(potential: Potential, monkeypatch:
 
 
 def test_wrong_results_are_found_at_first_use(potential: Potential) -> None:
-    def record(function: Callable[[], Prediction]) -> tuple[Prediction, Callable[[], None]]:
+    def record(function: Callable[[], Prediction], _: torch.device) -> tuple[Prediction, Callable[[], None]]:
         results = function()
         assert results.forces is not None
         return replace(results, forces=1.01 * results.forces), lambda: None

@@ -25,21 +25,29 @@ _ROOM = 1.1  # factor of the pairs that there are at first, for more of them lat
 _LEAST_ROOM = 32  # pairs
 _WARM_UPS = 3  # runs before recording, in which libraries set up what must not be set up while recording
 
-Recorder = Callable[[Callable[[], Prediction]], tuple[Prediction, Callable[[], None]]]
+Recorder = Callable[[Callable[[], Prediction], torch.device], tuple[Prediction, Callable[[], None]]]
 
 
-def record_cuda_graph(function: Callable[[], Prediction]) -> tuple[Prediction, Callable[[], None]]:
+def record_cuda_graph(
+    function: Callable[[], Prediction], device: torch.device
+) -> tuple[Prediction, Callable[[], None]]:
     """Record what a function launches; return its results, and what launches all of it again to renew these results."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function()
-    return results, graph.replay
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = function()
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return results, replay
 
 
 class _Recording(NamedTuple):
@@ -84,10 +92,11 @@ class CapturedPotential:
         recording = self._recordings.get(stress)
         if recording is not None and recording.has_room_for(graph):
             return self._replay(recording, graph)
-        self._recordings.pop(stress, None)  # which frees its memory first
+        recording = None
+        self._recordings.pop(stress, None)  # nothing holds it any more, so that its memory is free for the next
         n_edges = max(int(_ROOM * graph.n_edges), graph.n_edges + _LEAST_ROOM)
         still = self._padded(graph, graph.n_atoms + _EXTRA_ATOMS, n_edges)
-        results, replay = self._record(lambda: self._potential.predict(still, stress=stress))
+        results, replay = self._record(lambda: self._potential.predict(still, stress=stress), graph.positions.device)
         _log.debug("recorded the potential for %d atoms and up to %d pairs", graph.n_atoms, n_edges)
         recording = _Recording(still, results, replay)
         prediction = self._replay(recording, graph)
