@@ -107,9 +107,7 @@ class SEGNNCalculator(Calculator):
         on_deviation: Literal["warn", "stop"] = "warn",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # ASE's
-        self.use_cache = (
-            False  # or ASE would copy the atoms at every step; `calculate` keeps a copy and moves its atoms
-        )
+        self.use_cache = False  # or ASE would copy the atoms at every step; `calculate` moves those of an old copy
         self._copied: Atoms | None = None
         self._device = _checked_device(device)
         if dtype not in _DTYPES:
