@@ -92,8 +92,8 @@ class SEGNNCalculator(Calculator):
         At evaluation, if the memory of the device does not suffice.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
-    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012  # ASE's name
+    ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012  # ASE's name
 
     def __init__(
         self,

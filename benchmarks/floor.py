@@ -17,12 +17,11 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from ase import Atoms
+from short_runs import network_keys
 from speed import SYSTEMS
 
 from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
@@ -81,17 +80,13 @@ class Job:
     """One network on one structure."""
 
     def __init__(self, name: str, atoms: Atoms, dtype: torch.dtype) -> None:
-        irreps, layers, *others = name.split(":")
-        l_max = max(int(term.rstrip("eo").split("x")[1]) for term in irreps.split("+"))
-        keys: dict[str, Any] = {"irreps_hidden": irreps, "l_max_attributes": l_max, "n_layers": int(layers)}
-        keys |= {key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)}
         elements = tuple(sorted(set(atoms.get_chemical_symbols())))
         potential = Potential(
             PotentialConfig(
                 elements=elements,
                 reference_energies=dict.fromkeys(elements, 0.0),
                 average_neighbors=20,
-                network=NetworkConfig(**keys),
+                network=NetworkConfig(**network_keys(name)),
             )
         )
         self.name, self._atoms, self._start = name, atoms.copy(), atoms.positions.copy()

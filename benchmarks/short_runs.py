@@ -47,6 +47,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for network in arguments.networks:
         irreps, layers, *others = network.split(":")
+        keys = network_keys(network)
         for run in arguments.optimizers:
             optimizer, rate = run.split(":")
             started = time.perf_counter()
@@ -57,7 +58,7 @@ def main() -> None:
                     "weight_decay": arguments.weight_decay,
                     "epochs": arguments.epochs,
                 }
-                recipe = recipe_for(base, irreps, int(layers), others, optimization, arguments.changes)
+                recipe = recipe_for(base, keys, optimization, arguments.changes)
                 errors = run_recipe(recipe, Path(folder)).errors["validation"]
             minutes = (time.perf_counter() - started) / 60
             energy, forces = errors["energy_RMSE_meV"], errors["forces_RMSE_meV_per_A"]
@@ -81,20 +82,23 @@ def use_plain_activations() -> None:
                 setattr(module, constant, 1.0)
 
 
-def recipe_for(
-    base: Recipe, irreps: str, layers: int, others: list[str], optimization: dict[str, Any], changes: list[str]
-) -> Recipe:
+def network_keys(network: str) -> dict[str, Any]:
+    """Keys of a recipe's network from IRREPS:LAYERS[:KEY=VALUE...]."""
+    irreps, layers, *others = network.split(":")
+    return {
+        "irreps_hidden": irreps,
+        "l_max_attributes": max(int(term.rstrip("eo").split("x")[1]) for term in irreps.split("+")),
+        "n_layers": int(layers),
+        **{key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)},
+    }
+
+
+def recipe_for(base: Recipe, network: dict[str, Any], optimization: dict[str, Any], changes: list[str]) -> Recipe:
     """Return a recipe with these changes, the last ones on top."""
     raw: dict[str, Any] = base.model_dump()
     raw["data"]["test"] = {}
     raw["validate_every"] = optimization["epochs"]
-    l_max = max(int(term.rstrip("eo").split("x")[1]) for term in irreps.split("+"))
-    raw["network"] |= {
-        "irreps_hidden": irreps,
-        "l_max_attributes": l_max,
-        "n_layers": layers,
-        **{key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)},
-    }
+    raw["network"] |= network
     raw["optimization"] |= optimization | {"ema_decay": 0.99}
     for change in changes:
         set_key(raw, *key_and_value(change))

@@ -32,7 +32,7 @@ class ModuleWithConstants(nn.Module):
         self.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         for name, (value, always_float64) in self._constants.items():
             moved: Tensor = getattr(self, name)
             dtype = torch.float64 if always_float64 else moved.dtype

@@ -85,7 +85,7 @@ class MessageKernels:
         weights = torch.ones_like(edges.steering.attributes[:, 0]) if edges.weights is None else edges.weights
         of_edges = (edges.steering.attributes, weights, *edge_functions(layout, message, edges.scalars))
         indices = edges.centers, edges.neighbors
-        sums = _Sums.apply(self._loops, *indices, *of_edges, *sent)  # type: ignore[no-untyped-call]
+        sums = _Sums.apply(self._loops, *indices, *of_edges, *sent)  # type: ignore[no-untyped-call]  # torch's
         outputs = [x @ weight for x, weight in zip(sums, message.linear_2.weights, strict=True)]
         return tuple(outputs)
 
@@ -177,7 +177,7 @@ class _Sums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *d_sums: Tensor) -> tuple[Tensor | None, ...]:
         tensors = (*d_sums, *ctx.saved_tensors)
-        gradients = _Gradients.apply(ctx.loops, len(d_sums), *tensors)  # type: ignore[no-untyped-call]
+        gradients = _Gradients.apply(ctx.loops, len(d_sums), *tensors)  # type: ignore[no-untyped-call]  # torch's
         return (None, None, None, *gradients)
 
 
