@@ -260,6 +260,7 @@ def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
         energy_scale=max(training.forces_rms(), 1e-3),
         average_neighbors=max(training.average_neighbors(), 1.0),
         zbl=recipe.zbl,
+        zbl_end=recipe.zbl_end,
         network=recipe.network,
     )
     return Potential(config)

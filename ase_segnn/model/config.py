@@ -87,6 +87,7 @@ class PotentialConfig(BaseModel):
     average_neighbors : number n of neighbors within the cutoff of a typical atom; messages, which partly cancel, are
         summed over sqrt(n), the attributes of nodes over n
     zbl : add the Ziegler-Biersack-Littmark repulsion of the nuclei at short range
+    zbl_end : where it ends, in sums of two atoms' covalent radii
     network : shape of the network
     """
 
@@ -98,6 +99,7 @@ class PotentialConfig(BaseModel):
     energy_scale: PositiveFloat = 1.0
     average_neighbors: PositiveFloat = 16.0
     zbl: bool = False
+    zbl_end: PositiveFloat = 1.0
     network: NetworkConfig = NetworkConfig()
 
     @model_validator(mode="after")

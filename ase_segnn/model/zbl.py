@@ -18,19 +18,21 @@ _COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi epsilon_0) in eV Å
 
 
 class ZBLRepulsion(ModuleWithConstants):
-    r"""Universal potential of Ziegler, Biersack and Littmark, ended smoothly at the sum of the covalent radii.
+    r"""Universal potential of Ziegler, Biersack and Littmark, ended smoothly at a share s of the sum of covalent radii.
 
     .. math::
         V_{ij}(d) = \frac{e^2}{4 \pi \varepsilon_0} \frac{Z_i Z_j}{d} \sum_k c_k e^{-b_k d / a_{ij}}\,
-                    u\!\left(\frac{d}{\min(R_i + R_j, r_c)}\right), \quad
+                    u\!\left(\frac{d}{\min(s (R_i + R_j), r_c)}\right), \quad
         a_{ij} = \frac{0.46850\,\text{Å}}{Z_i^{0.23} + Z_j^{0.23}}
 
-    The envelope u is this project's addition: at bond lengths the network alone describes the energy.
+    The envelope u is this project's addition: at bond lengths the network alone describes the energy. Where data reach
+    down to the repulsion, the network has to learn what cancels it, which costs accuracy.
 
     Parameters
     ----------
     numbers : atomic numbers of the S species
     cutoff : Å, beyond which there are no pairs
+    end : the share s
 
     Attributes
     ----------
@@ -43,12 +45,12 @@ class ZBLRepulsion(ModuleWithConstants):
 
     pairs: Tensor
 
-    def __init__(self, numbers: list[int], cutoff: float) -> None:
+    def __init__(self, numbers: list[int], cutoff: float, end: float = 1.0) -> None:
         super().__init__()
         z, radii = np.array(numbers, dtype=np.float64), covalent_radii[numbers]
         factors = _COULOMB * np.multiply.outer(z, z)
         per_length = np.add.outer(z**0.23, z**0.23) / 0.46850
-        ends = np.minimum(np.add.outer(radii, radii), cutoff)
+        ends = np.minimum(end * np.add.outer(radii, radii), cutoff)
         self.register_constant("pairs", np.stack([factors, per_length, ends], axis=-1), always_float64=True)
 
     def forward(self, distances: Tensor, species_i: Tensor, species_j: Tensor) -> Tensor:
