@@ -6,11 +6,9 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes, all_properties
@@ -30,6 +28,7 @@ from ase_segnn.uncertainty import DeviationLimit
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
 _DEVIATIONS = ["energy_std", "energies_std", "forces_std"]  # of committees
+_State = dict[str, bytes]
 _VOIGT = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # rows and columns of xx yy zz yz xz xy
 
 
@@ -109,6 +108,7 @@ class SEGNNCalculator(Calculator):
         super().__init__()  # type: ignore[no-untyped-call]  # ASE's
         self.use_cache = False  # or ASE would copy the atoms at every step; `calculate` moves those of an old copy
         self._copied: Atoms | None = None
+        self._state: _State | None = None  # of `_copied`
         self._device = _checked_device(device)
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is 'float32' or 'float64', got {dtype!r}")
@@ -144,7 +144,7 @@ class SEGNNCalculator(Calculator):
         self._verlet_list = self._new_verlet_list()
         self._last_graph: AtomicGraph | None = None  # holds as long as pairs and elements stay the same
         self._last_pairs: NeighborList | None = None
-        self._last_numbers = np.empty(0, dtype=np.int64)
+        self._last_numbers = b""
         self._compile: bool | Literal["auto"] = compile
         self._evaluator: Evaluator | None = None  # made at the first evaluation
         self.parameters.update(
@@ -203,11 +203,7 @@ class SEGNNCalculator(Calculator):
         [results] = self._evaluate(graph, stress="stress" in properties, forces=_need_forces(properties))
         check_results(atoms, results, self._potential_name)
         self.results = kept | results
-        if self._copied is not None and set(_changes(atoms, self._copied)) <= {"positions"}:
-            self._copied.positions[:] = atoms.positions
-        else:
-            self._copied = atoms.copy()
-        self.atoms = self._copied
+        self.atoms = self._copy(atoms)
         self._check_deviations(atoms, results)
 
     def export_properties(self) -> Properties:
@@ -217,7 +213,9 @@ class SEGNNCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """List what has changed since the last calculation, as ASE does, but exactly and in less time."""
         del tol
-        return list(all_changes) if self.atoms is None else _changes(atoms, self.atoms)
+        if self.atoms is None or self._state is None:
+            return list(all_changes)
+        return _changes(_state(atoms), self._state)
 
     def evaluate_many(
         self, structures: Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
@@ -294,6 +292,16 @@ class SEGNNCalculator(Calculator):
             self._evaluator = Evaluator(self._potential, self._compile, self._potential_name)
         return self._evaluator
 
+    def _copy(self, atoms: Atoms) -> Atoms:
+        """Copy the atoms, or move the last copy to where they are."""
+        state = _state(atoms)
+        if self._copied is not None and self._state is not None and set(_changes(state, self._state)) <= {"positions"}:
+            self._copied.positions[:] = atoms.positions
+        else:
+            self._copied = atoms.copy()
+        self._state = state
+        return self._copied
+
     def _check_deviations(self, atoms: Atoms, results: dict[str, Any]) -> None:
         if self._limit is not None and "forces_std" in results:
             self._limit.check(atoms, results["forces_std"])
@@ -303,12 +311,13 @@ class SEGNNCalculator(Calculator):
         update = self._verlet_list.update_all if all_pairs else self._verlet_list.update
         pairs = update(atoms.positions, atoms.cell.array, atoms.pbc)
         device = self._device
-        positions = torch.as_tensor(atoms.positions.copy(), dtype=torch.float64, device=device)
-        cell = torch.as_tensor(atoms.cell.array[None].copy(), dtype=torch.float64, device=device)
+        positions = torch.from_numpy(atoms.positions.copy()).to(device)
+        cell = torch.from_numpy(atoms.cell.array[None].copy()).to(device)
+        numbers = atoms.numbers.tobytes()
         last = self._last_graph
-        if last is not None and pairs is self._last_pairs and np.array_equal(atoms.numbers, self._last_numbers):
-            return replace(last, positions=positions, cell=cell)
-        self._last_pairs, self._last_numbers = pairs, atoms.numbers.copy()
+        if last is not None and pairs is self._last_pairs and numbers == self._last_numbers:
+            return last.moved(positions, cell)
+        self._last_pairs, self._last_numbers = pairs, numbers
         self._last_graph = AtomicGraph(
             positions=positions,
             atomic_numbers=torch.tensor(atoms.numbers, dtype=torch.int64, device=device),
@@ -350,15 +359,19 @@ class SEGNNCalculator(Calculator):
             )
 
 
-def _changes(now: Atoms, then: Atoms) -> list[str]:
-    """Name what is not the same, bit by bit, which is faster to tell for few atoms than whether numbers are equal."""
-    arrays = {
-        "positions": (now.positions, then.positions),
-        "numbers": (now.numbers, then.numbers),
-        "cell": (now.cell.array, then.cell.array),
-        "pbc": (now.pbc, then.pbc),
+def _state(atoms: Atoms) -> _State:
+    """Return what results depend on, as bytes: to compare them is much faster than arrays of few numbers."""
+    return {
+        "positions": atoms.positions.tobytes(),
+        "numbers": atoms.numbers.tobytes(),
+        "cell": atoms.cell.array.tobytes(),
+        "pbc": atoms.pbc.tobytes(),
     }
-    return [name for name, (a, b) in arrays.items() if a.shape != b.shape or a.tobytes() != b.tobytes()]
+
+
+def _changes(now: _State, then: _State) -> list[str]:
+    """Name what is not the same, bit by bit."""
+    return [name for name, value in now.items() if value != then[name]]
 
 
 def _need_forces(properties: Sequence[str]) -> bool:
@@ -368,7 +381,7 @@ def _need_forces(properties: Sequence[str]) -> bool:
 def _results(graph: AtomicGraph, prediction: Prediction) -> list[dict[str, Any]]:
     """Split a prediction into ASE's results of each structure."""
     tensors = {name: tensor for name, tensor in vars(prediction).items() if tensor is not None}
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
     ends = [graph.n_atoms]
     if graph.n_structures > 1:
         ends = torch.bincount(graph.structure, minlength=graph.n_structures).cumsum(0).tolist()

@@ -136,6 +136,19 @@ class AtomicGraph:
         shifts = torch.einsum("ea,eab->eb", self.cell_shifts, cells)
         return self.positions[self.neighbors] - self.positions[self.centers] + shifts
 
+    def moved(self, positions: Tensor, cell: Tensor) -> AtomicGraph:
+        """Return this graph with other positions (N, 3) and cells (B, 3, 3), and all else the same tensors."""
+        return AtomicGraph(
+            positions,
+            self.atomic_numbers,
+            cell,
+            self.pbc,
+            self.centers,
+            self.neighbors,
+            self.cell_shifts,
+            self.structure,
+        )
+
     def to(self, device: torch.device | str) -> AtomicGraph:
         """Return this graph with every tensor on `device`."""
         return AtomicGraph(**{name: value.to(device) for name, value in vars(self).items()})

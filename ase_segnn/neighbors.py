@@ -27,6 +27,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ase_segnn.checks import all_finite
 from ase_segnn.pair_search import (
     brute_force_pairs,
     cell_inverse,
@@ -264,17 +265,17 @@ class _Kept:
 
     def moved(self, x: _Floats, h: _Floats, periodic: _Bools, cutoff: float, skin: float) -> _Kept | None:
         """Return the pairs with shifts that fit the present positions, or None if there could be others by now."""
-        if len(x) != len(self.positions) or not np.array_equal(periodic, self.pbc):
+        if len(x) != len(self.positions) or periodic.tobytes() != self.pbc.tobytes():
             return None
         displacements = x - self.positions
         smallest_stretch = 1.0
-        change = h - self.cell
-        if change.any():
+        if h.tobytes() != self.cell.tobytes():
+            change = h - self.cell
             strain = self.inverse @ change
             displacements -= self.positions @ strain
             smallest_stretch = np.linalg.svd(np.eye(3) + strain, compute_uv=False)[-1]
         farthest = (smallest_stretch * (cutoff + skin) - cutoff) / 2
-        if _spread(displacements) <= farthest:
+        if _longest(displacements) <= farthest or _spread(displacements) <= farthest:
             return self
         if farthest < 0 or not periodic.any():
             return None
@@ -328,8 +329,12 @@ def _spread(displacements: _Floats) -> float:
     if len(displacements) == 0:
         return 0.0
     center = (displacements.min(axis=0) + displacements.max(axis=0)) / 2
-    rest = displacements - center
-    return math.sqrt(np.einsum("na,na->n", rest, rest).max())
+    return _longest(displacements - center)
+
+
+def _longest(vectors: _Floats) -> float:
+    """Return the length of the longest of vectors (N, 3), 0 without any."""
+    return math.sqrt((vectors * vectors).sum(axis=1).max(initial=0.0))
 
 
 def _components(cell_shifts: Tensor) -> Tensor:
@@ -347,14 +352,14 @@ def _checked(positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike) -> tuple[_Fl
         raise ValueError(f"the cell has the shape (3, 3), its rows are the cell vectors, got {h.shape}")
     if periodic.shape != (3,):
         raise ValueError(f"pbc has the shape (3,), one bool for each cell vector, got {periodic.shape}")
-    if not np.isfinite(x).all():
+    if not all_finite(x):
         atoms = np.flatnonzero(~np.isfinite(x).all(axis=1))
         raise ValueError(
             f"positions of {len(atoms)} atoms are not finite, the first is {x[atoms[0]].tolist()} of atom {atoms[0]}; "
             "was the time step too long?"
         )
     h = np.where(periodic[:, None], h, 0.0)
-    if not np.isfinite(h).all():
+    if not all_finite(h):
         raise ValueError(f"the cell vectors along periodic directions are not finite, got {h.tolist()}")
     return x, h, periodic
 

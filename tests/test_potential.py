@@ -48,6 +48,7 @@ def changed(**changes) -> PotentialConfig:
         {"energy_scale": 1.5},
         {"average_neighbors": 8.0},
         {"zbl": False},
+        {"zbl_end": 0.8},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -230,7 +230,8 @@ class Recipe(RunSection):
     Parameters
     ----------
     data, network, card : see the classes
-    base : shipped potential or potential file to start from; its network takes the place of `network`, `zbl` and `zbl_end`
+    base : shipped potential or potential file to start from; its network takes the place of `network`, its repulsion
+        that of `zbl` and `zbl_end`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
     zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`
     zbl_end : where it ends, in sums of two atoms' covalent radii; data should hardly reach down to it

@@ -175,28 +175,43 @@ class NativeFunction:
         """
         n = graph.n_atoms
         sizes = (n, graph.n_edges, self._n_threads(n, graph.n_edges, forces=forces), int(forces))
+        if sizes != self._laid_out_for:
+            self._lay_out(sizes)
+        results = (
+            torch.empty(n, dtype=torch.float64),
+            torch.empty(n if forces else 0, 3, dtype=torch.float64),
+            torch.empty(n if forces else 0, 3, 3, dtype=torch.float64),
+        )
         tensors = {
-            name: getattr(graph, name).contiguous()
-            for name in ("positions", "cell_shifts", "centers", "neighbors", "structure")
+            "positions": graph.positions.contiguous(),
+            "cells": graph.cell.contiguous(),
+            "cell_shifts": graph.cell_shifts.contiguous(),
+            "centers": graph.centers.contiguous(),
+            "neighbors": graph.neighbors.contiguous(),
+            "structure": graph.structure.contiguous(),
+            "species": species,
+            "energies": results[0],
+            "forces": results[1],
+            "virials": results[2],
         }
-        results = [torch.empty(n, dtype=torch.float64)]
-        results += [torch.empty((n if forces else 0), *shape, dtype=torch.float64) for shape in ((3,), (3, 3))]
-        tensors |= {"cells": graph.cell.contiguous(), "species": species}
-        tensors |= dict(zip(("energies", "forces", "virials"), results, strict=True))
+        for name, tensor in tensors.items():
+            setattr(self._input, name, tensor.data_ptr())
+        self._input.workspace_is_clean = int(sizes == self._laid_out_for)
+        if self._library.evaluate(ctypes.byref(self._input)):
+            raise ValueError("the edges of the graph are not sorted by their centers")
+        self._laid_out_for = sizes
+        return results
+
+    def _lay_out(self, sizes: tuple[int, int, int, int]) -> None:
+        """Take note of the sizes, and get the memory to work in."""
+        self._laid_out_for = ()
         size = self._library.workspace_size(*map(ctypes.c_int64, sizes))
         if size > self._workspace.numel():
             self._workspace = torch.empty(0, dtype=torch.uint8)  # so that both are never there at once
-            self._workspace, self._laid_out_for = torch.empty(size + size // 8, dtype=torch.uint8), ()
+            self._workspace = torch.empty(size + size // 8, dtype=torch.uint8)
         arguments = self._input
         arguments.n_atoms, arguments.n_edges, arguments.n_threads, arguments.forces_wanted = sizes
-        arguments.workspace_is_clean = int(self._laid_out_for == sizes)
         arguments.workspace = self._workspace.data_ptr()
-        for name, tensor in tensors.items():
-            setattr(arguments, name, tensor.data_ptr())
-        if self._library.evaluate(ctypes.byref(arguments)):
-            raise ValueError("the edges of the graph are not sorted by their centers")
-        self._laid_out_for = sizes
-        return results[0], results[1], results[2]
 
     def _n_threads(self, n_atoms: int, n_edges: int, *, forces: bool) -> int:
         n_threads = min(torch.get_num_threads(), max(1, n_atoms // _FEWEST_ATOMS))
