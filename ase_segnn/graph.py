@@ -136,6 +136,14 @@ class AtomicGraph:
         shifts = torch.einsum("ea,eab->eb", self.cell_shifts, cells)
         return self.positions[self.neighbors] - self.positions[self.centers] + shifts
 
+    def shortest_distances(self) -> dict[tuple[int, int], float]:
+        """Pair of atomic numbers, the smaller first, -> length of the shortest edge between two such atoms, Å."""
+        distances = self.edge_vectors().norm(dim=1)
+        ends = torch.stack([self.atomic_numbers[self.centers], self.atomic_numbers[self.neighbors]]).sort(dim=0).values
+        pairs, which = ends.unique(dim=1, return_inverse=True)
+        shortest = distances.new_full((pairs.shape[1],), torch.inf).scatter_reduce(0, which, distances, "amin")
+        return {(a, b): d for a, b, d in zip(*pairs.tolist(), shortest.tolist(), strict=True)}
+
     def moved(self, positions: Tensor, cell: Tensor) -> AtomicGraph:
         """Return this graph with other positions (N, 3) and cells (B, 3, 3), and all else the same tensors."""
         return AtomicGraph(

@@ -126,7 +126,7 @@ def test_info_lists_and_describes() -> None:
     for expected in (
         "H, C, O, Si, Cu",
         "4.5 Å",
-        "ZBL below 1 times",
+        "ZBL",
         "seed:",
         "3",
         "some test",

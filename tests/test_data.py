@@ -14,6 +14,7 @@ from ase.calculators.lj import LennardJones
 from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, recipe_for, store_of, write_frames
 
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.zbl import ZBLRepulsion
 from ase_segnn.training import sources
 from ase_segnn.training.data import (
     HELD_OUT,
@@ -183,6 +184,23 @@ def test_statistics_of_a_subset(tmp_path: Path) -> None:
     assert subset.n_labels() == {"energy": 2, "forces": 2, "stress": 0}
     edges = sum(AtomicGraph.from_atoms(frames[i], NETWORK.cutoff).n_edges for i in (1, 2, 4))
     assert subset.average_neighbors() == pytest.approx(edges / 11)
+
+
+def test_the_repulsion_ends_where_frames_begin(tmp_path: Path) -> None:
+    near, far = Atoms("ONa", [[0, 0, 0], [2.0, 0, 0]]), Atoms("ONa", [[0, 0, 0], [2.2, 0, 0]])
+    near += Atoms("H2O", [[5.0, 0, 0], [5.7, 0, 0], [0, 0.9, 0]])  # O-O at 0.9 Å, H-H beyond its radii' sum of 0.62 Å
+    frames = [near, far, Atoms("O")]
+    store = store_of(frames, tmp_path)
+    ends = Subset(store, np.arange(3)).repulsion_ends()
+    assert ends == pytest.approx({"O-Na": 2.0, "O-O": 0.9})
+    assert Subset(store, np.array([1, 2])).repulsion_ends() == pytest.approx({"O-Na": 2.2})
+    assert Subset(store, np.array([2])).repulsion_ends() == {}
+    zbl = ZBLRepulsion([1, 8, 11], NETWORK.cutoff, ends)
+    for atoms in frames:
+        graph = AtomicGraph.from_atoms(atoms, NETWORK.cutoff)
+        species = torch.searchsorted(torch.tensor([1, 8, 11]), graph.atomic_numbers)
+        distances = graph.edge_vectors().norm(dim=1)
+        assert not zbl(distances, species[graph.centers], species[graph.neighbors]).any()
 
 
 def test_labels_without_weight_do_not_count(tmp_path: Path) -> None:

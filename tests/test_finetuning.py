@@ -144,6 +144,15 @@ def test_an_extended_potential_is_saved_and_loaded(tmp_path: Path) -> None:
     assert_same(predict(loaded, atoms), predict(extended, atoms), 0)
 
 
+def test_known_pairs_keep_where_their_repulsion_ends() -> None:
+    base = potential_of(CONFIGS["with ZBL"].model_copy(update={"zbl_ends": {"H-O": 0.9}}), "H", "O")
+    new = {"H-H": 0.5, "H-O": 0.8, "N-O": 1.1}
+    extended = start_from(base, ["N"], {"N": -5.0}, repulsion_ends=new)
+    assert extended.config.zbl_ends == {"H-O": 0.9, "N-O": 1.1}
+    plain = potential_of(CONFIGS["with ZBL"].model_copy(update={"zbl": False}), "H", "O")
+    assert start_from(plain, ["N"], {"N": -5.0}, repulsion_ends=new).config.zbl_ends == {}
+
+
 def test_random_numbers_of_the_caller_stay_as_they_are() -> None:
     base = potential_of(CONFIGS["with ZBL"], "H")
     state = torch.random.get_rng_state()

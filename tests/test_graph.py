@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.neighborlist import primitive_neighbor_list
 from systems import CUTOFF, systems
 
@@ -105,3 +106,12 @@ def test_empty_batch_is_refused():
 def test_to_moves_every_tensor():
     graph = AtomicGraph.from_atoms(SYSTEMS["slab"], CUTOFF).to("meta")
     assert {value.device.type for value in vars(graph).values()} == {"meta"}
+
+
+def test_shortest_distances_are_those_of_each_pair_of_elements():
+    atoms = Atoms("CuSiCu", [[0, 0, 0], [2.0, 0, 0], [0, 3.0, 0]], cell=[20, 20, 20], pbc=True)
+    assert AtomicGraph.from_atoms(atoms, 4.0).shortest_distances() == pytest.approx({(14, 29): 2.0, (29, 29): 3.0})
+    atoms.cell[2, 2] = 1.5  # now each atom has an image nearby
+    expected = {(14, 14): 1.5, (14, 29): 2.0, (29, 29): 1.5}
+    assert AtomicGraph.from_atoms(atoms, 4.0).shortest_distances() == pytest.approx(expected)
+    assert AtomicGraph.from_atoms(Atoms("H"), 4.0).shortest_distances() == {}

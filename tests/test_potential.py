@@ -48,7 +48,7 @@ def changed(**changes) -> PotentialConfig:
         {"energy_scale": 1.5},
         {"average_neighbors": 8.0},
         {"zbl": False},
-        {"zbl_end": 0.8},
+        {"zbl_ends": {"O-Si": 1.0}},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -268,6 +268,8 @@ def test_species_are_told_apart_by_symbol_not_by_order():
         ({"reference_energies": {}}, "got them for none"),
         ({"reference_energies": dict.fromkeys(CONFIG.elements, math.nan)}, "finite"),
         ({"energy_shifts": {"Fe": 1.0, "Ar": 2.0}}, "energy shifts name Ar, Fe, which is none of the elements"),
+        ({"zbl_ends": {"O-H": 1.0, "C-O": 1.0}}, "zbl_ends name O-H; pairs are named as 'H-Cu', of the elements"),
+        ({"zbl_ends": {"H-O": 0.0}}, "greater than 0"),
         ({"energy_scale": 0.0}, "greater than 0"),
         ({"cutoff": -1.0}, "greater than 0"),
         ({"n_layers": 0}, "greater than or equal to 1"),

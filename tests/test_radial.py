@@ -83,8 +83,8 @@ def test_bessel_basis_vanishes_at_the_cutoff():
     assert basis.abs().max() < 1e-14
 
 
-def pair_energy(numbers: tuple[int, int], distance: float, cutoff: float = 6.0, end: float = 1.0) -> float:
-    zbl = ZBLRepulsion(list(numbers), cutoff, end)
+def pair_energy(numbers: tuple[int, int], distance: float, cutoff: float = 6.0, **ends: float) -> float:
+    zbl = ZBLRepulsion(list(numbers), cutoff, {name.replace("_", "-"): end for name, end in ends.items()})
     species = torch.tensor([0]), torch.tensor([1])
     return zbl(torch.tensor([distance], dtype=torch.float64), *species).item()
 
@@ -118,12 +118,14 @@ def test_zbl_repels_up_to_the_sum_of_covalent_radii(numbers):
     assert pair_energy(numbers, end + 1, 10.0) == 0
 
 
-def test_zbl_can_end_before_the_sum_of_covalent_radii():
-    x = 0.2 / (0.8 * 1.42)
+def test_zbl_ends_where_it_is_told_to():
+    x = 0.2 / 1.2
     expected = 14.399645 * 48 / 0.2 * 0.332988 * (1 - 28 * x**6 + 48 * x**7 - 21 * x**8)
-    assert pair_energy((6, 8), 0.2, end=0.8) == pytest.approx(expected, rel=5e-6)
-    assert pair_energy((6, 8), 0.8 * 1.42 - 0.02, end=0.8) > 0
-    assert pair_energy((6, 8), 0.8 * 1.42, end=0.8) == 0
+    for numbers in ((6, 8), (8, 6)):
+        assert pair_energy(numbers, 0.2, C_O=1.2, C_C=0.3) == pytest.approx(expected, rel=5e-6)
+        assert pair_energy(numbers, 1.19, C_O=1.2) > 0
+        assert pair_energy(numbers, 1.2, C_O=1.2) == 0
+    assert pair_energy((6, 6), 0.4, C_O=1.2, C_C=0.3) == 0
 
 
 def test_zbl_ends_at_the_cutoff_where_that_is_shorter():

@@ -61,7 +61,7 @@ class Base:
         elements = data.training.elements()
         given = data.origin_of_references != "least squares"
         energies = {s: data.reference_energies[s] for s in elements if given or s not in self.potential.elements}
-        potential = start_from(self.potential, elements, energies)
+        potential = start_from(self.potential, elements, energies, repulsion_ends=data.training.repulsion_ends())
         labels = data.training.energies()
         labeled = np.isfinite(labels)
         if labeled.any():

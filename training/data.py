@@ -13,6 +13,8 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from ase_segnn.model.zbl import pair_name, usual_end
+
 from .batches import LabeledGraph
 from .frames import LABELS, Frame, LabelKeys, read_frames
 from .recipe import DataSection
@@ -101,6 +103,19 @@ class Subset(Dataset[LabeledGraph]):
     def average_neighbors(self) -> float:
         """Mean number of neighbors of an atom within the cutoff."""
         return float(self.store.n_edges[self.indices].sum() / self.store.n_atoms[self.indices].sum())
+
+    def repulsion_ends(self) -> dict[str, float]:
+        """Return where the repulsion of nuclei must end, Å, so that no pair in these frames feels it.
+
+        Pairs of elements that would not feel it anyway are left out; see `ase_segnn.model.zbl.ZBLRepulsion`.
+        """
+        ends: dict[str, float] = {}
+        for index in self.indices:
+            for pair, distance in self[int(index)].graph.shortest_distances().items():
+                name = pair_name(*pair)
+                if distance < ends.get(name, usual_end(*pair)):
+                    ends[name] = distance
+        return ends
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def start_from(
     elements: Sequence[str],
     reference_energies: Mapping[str, float],
     energy_shifts: Mapping[str, float] | None = None,
+    repulsion_ends: Mapping[str, float] | None = None,
 ) -> Potential:
     r"""Copy a potential, ready to be trained further, and teach the copy new elements.
 
@@ -44,6 +45,8 @@ def start_from(
     reference_energies : eV, of new elements, and of known ones where the base's are to be replaced
     energy_shifts : eV per atom, likewise; new elements that are not named get the mean of the base's. `adapt_energies`
         finds better ones
+    repulsion_ends : Å, of the repulsion of nuclei if `base` has one, see `ase_segnn.model.config.PotentialConfig`;
+        those of pairs of known elements stay
 
     Returns
     -------
@@ -58,11 +61,17 @@ def start_from(
     n_known = len(config.elements)
     shifts = {symbol: config.energy_shifts.get(symbol, 0.0) for symbol in config.elements}
     mean_shift = sum(shifts.values()) / n_known
+    ends = {
+        pair: end
+        for pair, end in (repulsion_ends or {}).items()
+        if config.zbl and not set(pair.split("-")) <= set(config.elements)
+    }
     extended = PotentialConfig.model_validate(
         {
             **config.model_dump(),
             "elements": tuple(dict.fromkeys((*config.elements, *elements))),
             "reference_energies": {**config.reference_energies, **reference_energies},
+            "zbl_ends": {**config.zbl_ends, **ends},
             "energy_shifts": {**dict.fromkeys(elements, mean_shift), **shifts, **(energy_shifts or {})},
         }
     )

@@ -230,11 +230,10 @@ class Recipe(RunSection):
     Parameters
     ----------
     data, network, card : see the classes
-    base : shipped potential or potential file to start from; its network takes the place of `network`, its repulsion
-        that of `zbl` and `zbl_end`
+    base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
-    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`
-    zbl_end : where it ends, in sums of two atoms' covalent radii; data should hardly reach down to it
+    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`; it ends where training frames begin, at the
+        shortest distance of each pair of elements, or at the sum of covalent radii where that is shorter
     committee : number of potentials that are trained one after another, with different seeds, and put into one file
     bootstrap : each of them learns from a random draw of the training frames, with repetition
     """
@@ -244,7 +243,6 @@ class Recipe(RunSection):
     base: str | None = None
     frozen: list[str] = []
     zbl: bool = True
-    zbl_end: PositiveFloat = 0.8
     optimization: OptimizationSection = OptimizationSection()
     card: CardSection = CardSection()
     committee: PositiveInt = 1

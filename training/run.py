@@ -260,7 +260,7 @@ def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
         energy_scale=max(training.forces_rms(), 1e-3),
         average_neighbors=max(training.average_neighbors(), 1.0),
         zbl=recipe.zbl,
-        zbl_end=recipe.zbl_end,
+        zbl_ends=training.repulsion_ends() if recipe.zbl else {},
         network=recipe.network,
     )
     return Potential(config)

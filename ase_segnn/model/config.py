@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
 from typing import Annotated
 
 from ase.data import atomic_numbers
@@ -87,7 +88,8 @@ class PotentialConfig(BaseModel):
     average_neighbors : number n of neighbors within the cutoff of a typical atom; messages, which partly cancel, are
         summed over sqrt(n), the attributes of nodes over n
     zbl : add the Ziegler-Biersack-Littmark repulsion of the nuclei at short range
-    zbl_end : where it ends, in sums of two atoms' covalent radii
+    zbl_ends : Å, where it ends for pairs of elements, named as "H-C" with the lighter one first; by default the sum of
+        their covalent radii
     network : shape of the network
     """
 
@@ -99,7 +101,7 @@ class PotentialConfig(BaseModel):
     energy_scale: PositiveFloat = 1.0
     average_neighbors: PositiveFloat = 16.0
     zbl: bool = False
-    zbl_end: PositiveFloat = 1.0
+    zbl_ends: dict[str, PositiveFloat] = {}
     network: NetworkConfig = NetworkConfig()
 
     @model_validator(mode="after")
@@ -117,4 +119,11 @@ class PotentialConfig(BaseModel):
         unknown = set(self.energy_shifts) - set(self.elements)
         if unknown:
             raise ValueError(f"energy shifts name {', '.join(sorted(unknown))}, which is none of the elements")
+        lightest_first = sorted(self.elements, key=atomic_numbers.__getitem__)
+        unknown = set(self.zbl_ends) - set(map("-".join, combinations_with_replacement(lightest_first, 2)))
+        if unknown:
+            raise ValueError(
+                f"zbl_ends name {', '.join(sorted(unknown))}; pairs are named as '{lightest_first[0]}-"
+                f"{lightest_first[-1]}', of the elements {', '.join(self.elements)} and the lighter one first"
+            )
         return self

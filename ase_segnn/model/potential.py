@@ -97,7 +97,7 @@ class Potential(ModuleWithConstants):
             message_gates=2 if network.gated_messages else 1,
             unit_scalar_attributes=True,
         )
-        self.zbl = ZBLRepulsion(numbers, network.cutoff, config.zbl_end) if config.zbl else None
+        self.zbl = ZBLRepulsion(numbers, network.cutoff, config.zbl_ends) if config.zbl else None
 
     @property
     def cutoff(self) -> float:

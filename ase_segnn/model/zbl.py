@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from ase import units
-from ase.data import covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor
 
 from ase_segnn.model.constants import ModuleWithConstants
@@ -17,22 +19,31 @@ ENVELOPE_POWER = 6
 _COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi epsilon_0) in eV Å
 
 
+def pair_name(number: int, other: int) -> str:
+    """Name a pair of elements, the lighter one first, as in "H-C"."""
+    return "-".join(chemical_symbols[z] for z in sorted((number, other)))
+
+
+def usual_end(number: int, other: int) -> float:
+    """Sum of the covalent radii of two elements, Å."""
+    return float(covalent_radii[number] + covalent_radii[other])
+
+
 class ZBLRepulsion(ModuleWithConstants):
-    r"""Universal potential of Ziegler, Biersack and Littmark, ended smoothly at a share s of the sum of covalent radii.
+    r"""Universal potential of Ziegler, Biersack and Littmark, ended smoothly at a distance :math:`r_{ij}` per pair.
 
     .. math::
         V_{ij}(d) = \frac{e^2}{4 \pi \varepsilon_0} \frac{Z_i Z_j}{d} \sum_k c_k e^{-b_k d / a_{ij}}\,
-                    u\!\left(\frac{d}{\min(s (R_i + R_j), r_c)}\right), \quad
+                    u\!\left(\frac{d}{\min(r_{ij}, r_c)}\right), \quad
         a_{ij} = \frac{0.46850\,\text{Å}}{Z_i^{0.23} + Z_j^{0.23}}
 
-    The envelope u is this project's addition: at bond lengths the network alone describes the energy. Where data reach
-    down to the repulsion, the network has to learn what cancels it, which costs accuracy.
+    The envelope u is this project's addition: where data reach, the network alone describes the energy.
 
     Parameters
     ----------
     numbers : atomic numbers of the S species
     cutoff : Å, beyond which there are no pairs
-    end : the share s
+    ends : Å, for pairs of elements named by `pair_name`; for others it is the sum of their covalent radii
 
     Attributes
     ----------
@@ -45,13 +56,15 @@ class ZBLRepulsion(ModuleWithConstants):
 
     pairs: Tensor
 
-    def __init__(self, numbers: list[int], cutoff: float, end: float = 1.0) -> None:
+    def __init__(self, numbers: list[int], cutoff: float, ends: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        z, radii = np.array(numbers, dtype=np.float64), covalent_radii[numbers]
+        z = np.array(numbers, dtype=np.float64)
         factors = _COULOMB * np.multiply.outer(z, z)
         per_length = np.add.outer(z**0.23, z**0.23) / 0.46850
-        ends = np.minimum(end * np.add.outer(radii, radii), cutoff)
-        self.register_constant("pairs", np.stack([factors, per_length, ends], axis=-1), always_float64=True)
+        given = ends or {}
+        lengths = [[given.get(pair_name(a, b), usual_end(a, b)) for b in numbers] for a in numbers]
+        pairs = np.stack([factors, per_length, np.minimum(lengths, cutoff)], axis=-1)
+        self.register_constant("pairs", pairs, always_float64=True)
 
     def forward(self, distances: Tensor, species_i: Tensor, species_j: Tensor) -> Tensor:
         """Energy per pair, (E,) float64 eV, for distances (E,) float64 Å and indices (E,) of species."""

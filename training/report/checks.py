@@ -68,7 +68,8 @@ class Survey:
         """Yield the frames as they are, and take note of each; one of them may be the start if `as_start`."""
         for frame in frames:
             self.elements.update(frame.atoms.numbers.tolist())
-            for pair, distance in shortest_distances(frame.atoms).items():
+            graph = AtomicGraph.from_atoms(frame.atoms, _SURVEYED_DISTANCE)
+            for pair, distance in graph.shortest_distances().items():
                 self.shortest[pair] = min(distance, self.shortest.get(pair, np.inf))
             n_atoms = len(frame.atoms)
             if as_start and n_atoms > 1:
@@ -77,18 +78,6 @@ class Survey:
                 if self.start is None or rank > self._rank:
                     self._rank, self.start = rank, (frame.source, frame.atoms.copy())
             yield frame
-
-
-def shortest_distances(atoms: Atoms, cutoff: float = _SURVEYED_DISTANCE) -> dict[Pair, float]:
-    """Pair of elements -> the shortest distance below `cutoff`, Å, periodic images included."""
-    graph = AtomicGraph.from_atoms(atoms, cutoff)
-    distances = graph.edge_vectors().norm(dim=1).numpy()
-    ends = atoms.numbers[graph.centers.numpy()], atoms.numbers[graph.neighbors.numpy()]
-    lower, upper = np.minimum(*ends), np.maximum(*ends)
-    pairs, which = np.unique(np.stack([lower, upper], axis=1), axis=0, return_inverse=True)
-    shortest = np.full(len(pairs), np.inf)
-    np.minimum.at(shortest, which.ravel(), distances)
-    return {(int(a), int(b)): float(d) for (a, b), d in zip(pairs, shortest, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
