@@ -38,6 +38,7 @@ def write_card(
         "Elements": ", ".join(config.elements),
         "Cutoff": f"{potential.cutoff:g} Å",
         "Network": f"SEGNN, {config.network.shape}, {n_weights:,} weights{_members(potential)}",
+        "Repulsion of nuclei": config.repulsion,
         "Level of theory": card.level_of_theory or "not stated",
         "Data": f"{card.data_source or 'not stated'} (license: {card.data_license or 'not stated'})",
         "License of the weights": card.license,

@@ -73,7 +73,7 @@ def _facts(path: Path, header: PotentialHeader) -> dict[str, object]:
         "elements": ", ".join(config.elements),
         "cutoff": f"{config.network.cutoff:g} Å",
         "network": config.network.shape,
-        "core repulsion": "ZBL" if config.zbl else "none",
+        "core repulsion": config.repulsion,
         "reference energies": ", ".join(f"{s} {e:.4f} eV" for s, e in config.reference_energies.items()),
         "units": ", ".join(f"{quantity} {unit}" for quantity, unit in header.units.items()),
         "created": provenance.created or "not recorded",

@@ -13,6 +13,8 @@ from ase_segnn._e3nn import o3
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
+_MOST_PAIRS = 10  # of elements that are listed
+
 
 class NetworkConfig(BaseModel):
     """Shape of the network under a potential; everything here is a choice of accuracy against cost.
@@ -127,3 +129,13 @@ class PotentialConfig(BaseModel):
                 f"{lightest_first[-1]}', of the elements {', '.join(self.elements)} and the lighter one first"
             )
         return self
+
+    @property
+    def repulsion(self) -> str:
+        """The repulsion of the nuclei in words, for cards and listings."""
+        if not self.zbl:
+            return "none"
+        pairs = list(self.zbl_ends.items())
+        sooner = ", ".join(f"{pair} {end:.2f} Å" for pair, end in pairs[:_MOST_PAIRS])
+        more = f" and {len(pairs) - _MOST_PAIRS} more pairs" * (len(pairs) > _MOST_PAIRS)
+        return "ZBL, up to the sum of covalent radii" + f", but {sooner}{more}" * bool(pairs)
