@@ -188,12 +188,12 @@ def test_statistics_of_a_subset(tmp_path: Path) -> None:
 
 def test_the_repulsion_ends_where_frames_begin(tmp_path: Path) -> None:
     near, far = Atoms("ONa", [[0, 0, 0], [2.0, 0, 0]]), Atoms("ONa", [[0, 0, 0], [2.2, 0, 0]])
-    near += Atoms("H2O", [[5.0, 0, 0], [5.7, 0, 0], [0, 0.9, 0]])  # O-O at 0.9 Å, H-H beyond its radii' sum of 0.62 Å
+    near += Atoms("H2O", [[5.0, 0, 0], [5.8, 0, 0], [0, 0.9, 0]])  # 0.8 of 0.8 Å is more than two radii of H, 0.62 Å
     frames = [near, far, Atoms("O")]
     store = store_of(frames, tmp_path)
     ends = Subset(store, np.arange(3)).repulsion_ends()
-    assert ends == pytest.approx({"O-Na": 2.0, "O-O": 0.9})
-    assert Subset(store, np.array([1, 2])).repulsion_ends() == pytest.approx({"O-Na": 2.2})
+    assert ends == pytest.approx({"O-Na": 1.6, "O-O": 0.72})
+    assert Subset(store, np.array([1, 2])).repulsion_ends() == pytest.approx({"O-Na": 1.76})
     assert Subset(store, np.array([2])).repulsion_ends() == {}
     zbl = ZBLRepulsion([1, 8, 11], NETWORK.cutoff, ends)
     for atoms in frames:

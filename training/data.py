@@ -22,6 +22,8 @@ from .sources import locate, locate_all, sha256
 from .store import FrameStore
 
 _MOST_BYTES_IN_MEMORY = 2 * 2**30  # of graphs; larger data are read from disk whenever they are needed
+# Of the shortest distances; networks are good somewhat beyond their data, and hotter frames come closer.
+_MARGIN = 0.8
 _BYTES_PER_EDGE, _BYTES_PER_ATOM = 40, 80
 
 HELD_OUT = "held out"
@@ -105,16 +107,17 @@ class Subset(Dataset[LabeledGraph]):
         return float(self.store.n_edges[self.indices].sum() / self.store.n_atoms[self.indices].sum())
 
     def repulsion_ends(self) -> dict[str, float]:
-        """Return where the repulsion of nuclei must end, Å, so that no pair in these frames feels it.
+        """Return where the repulsion of nuclei has to end, Å, to leave these frames and somewhat closer ones alone.
 
-        Pairs of elements that would not feel it anyway are left out; see `ase_segnn.model.zbl.ZBLRepulsion`.
+        That is at 0.8 of the shortest distance of each pair of elements. Where the usual end is less, the pair is left
+        out; see `ase_segnn.model.zbl.ZBLRepulsion`.
         """
         ends: dict[str, float] = {}
         for index in self.indices:
             for pair, distance in self[int(index)].graph.shortest_distances().items():
-                name = pair_name(*pair)
-                if distance < ends.get(name, usual_end(*pair)):
-                    ends[name] = distance
+                name, end = pair_name(*pair), _MARGIN * distance
+                if end < ends.get(name, usual_end(*pair)):
+                    ends[name] = end
         return ends
 
 

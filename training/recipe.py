@@ -232,8 +232,8 @@ class Recipe(RunSection):
     data, network, card : see the classes
     base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
-    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`; it ends where training frames begin, at the
-        shortest distance of each pair of elements, or at the sum of covalent radii where that is shorter
+    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`; it ends below what training frames
+        have, at 0.8 of the shortest distance of each pair of elements, or at the sum of covalent radii if that is less
     committee : number of potentials that are trained one after another, with different seeds, and put into one file
     bootstrap : each of them learns from a random draw of the training frames, with repetition
     """
