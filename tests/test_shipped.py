@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, combinations_with_replacement
 from pathlib import Path
 
 import ase.io
@@ -58,6 +58,15 @@ def test_card_and_recipe_belong_to_the_potential(name: str) -> None:
         assert row in card
     assert recipe.card.level_of_theory in card
     assert path.stat().st_size < 5e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nuclei_repel_each_other(name: str) -> None:
+    calculator = SEGNNCalculator(name, device="cpu")
+    for pair in combinations_with_replacement(calculator.potential.elements, 2):
+        for distance in (0.1, 0.2, 0.3, 0.4):
+            atoms = Atoms(pair, [[0, 0, 0], [0, 0, distance]], calculator=calculator)
+            assert atoms.get_forces()[1, 2] > 0, f"{'-'.join(pair)} at {distance} Å"
 
 
 @pytest.mark.slow

@@ -177,7 +177,11 @@ def check_dimers(curves: list[DimerCurve], n_pairs: int) -> Verdict:
         text = "; ".join(found[:_MOST_HOLES]) + f"; and {len(found) - _MOST_HOLES} more pairs" * (
             len(found) > _MOST_HOLES
         )
-        advice = "Atoms that come so near, in hot or compressed systems, fuse. Training with `zbl: true` prevents it."
+        advice = (
+            "Atoms that come so near, in hot or compressed systems, stick together. Training with `zbl: true` makes "
+            "them repel each other somewhat below the distances of the training frames; between these, only frames "
+            "with such distances help."
+        )
         return Verdict(name, "failed", f"Hole at short range: {text}. {advice}")
     return Verdict(name, "passed", f"Two atoms alone repel each other at short distances, for {scope}, down to 0.3 Å.")
 
