@@ -80,18 +80,19 @@ static inline void multiply_tile(int k, int n, const T* A, const T* B, T* C, boo
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < N; ++v) store(C + r * n + v * LANES, c[r][v]);
 }
+// Tiles of at most R rows and of about the same height, since low ones leave units for addition idle.
 template <int R, int N>
-static void multiply_rows(int64_t m, int k, int n, const T* A, const T* B, T* C, bool add) {
+static void multiply_rows(int64_t m, int64_t n_tiles, int k, int n, const T* A, const T* B, T* C, bool add) {
   if constexpr (R > 0) {
-    for (; m >= R; m -= R, A += R * k, C += R * n) multiply_tile<R, N>(k, n, A, B, C, add);
-    if (m > 0) multiply_rows<R - 1, N>(m, k, n, A, B, C, add);
+    for (; m > (R - 1) * n_tiles; m -= R, --n_tiles, A += R * k, C += R * n) multiply_tile<R, N>(k, n, A, B, C, add);
+    if (m > 0) multiply_rows<R - 1, N>(m, n_tiles, k, n, A, B, C, add);
   }
 }
 template <int N>
 static void multiply_columns(int64_t m, int k, int n, int start, const T* A, const T* B, T* C, bool add) {
   if constexpr (N > 0) {
     for (; start + N * LANES <= n; start += N * LANES)
-      multiply_rows<TILE_ROWS, N>(m, k, n, A, B + start, C + start, add);
+      multiply_rows<TILE_ROWS, N>(m, (m + TILE_ROWS - 1) / TILE_ROWS, k, n, A, B + start, C + start, add);
     if (start < n) multiply_columns<N - 1>(m, k, n, start, A, B, C, add);
   }
 }
