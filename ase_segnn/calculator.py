@@ -28,7 +28,7 @@ from ase_segnn.uncertainty import DeviationLimit
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
 _DEVIATIONS = ["energy_std", "energies_std", "forces_std"]  # of committees
-_State = dict[str, bytes]
+_State = tuple[bytes, bytes, bytes, bytes]  # positions, numbers, cell and pbc of atoms
 _VOIGT = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # rows and columns of xx yy zz yz xz xy
 
 
@@ -361,17 +361,15 @@ class SEGNNCalculator(Calculator):
 
 def _state(atoms: Atoms) -> _State:
     """Return what results depend on, as bytes: to compare them is much faster than arrays of few numbers."""
-    return {
-        "positions": atoms.positions.tobytes(),
-        "numbers": atoms.numbers.tobytes(),
-        "cell": atoms.cell.array.tobytes(),
-        "pbc": atoms.pbc.tobytes(),
-    }
+    return atoms.positions.tobytes(), atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
 
 
 def _changes(now: _State, then: _State) -> list[str]:
     """Name what is not the same, bit by bit."""
-    return [name for name, value in now.items() if value != then[name]]
+    if now == then:
+        return []
+    names = ("positions", "numbers", "cell", "pbc")
+    return [name for name, a, b in zip(names, now, then, strict=True) if a != b]
 
 
 def _need_forces(properties: Sequence[str]) -> bool:
