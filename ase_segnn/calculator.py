@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes, all_properties
 from ase.data import atomic_numbers, chemical_symbols
 from ase.outputs import Properties
+from numpy.typing import NDArray
 
 from ase_segnn.checks import check_numbers, check_results, check_stress_exists
 from ase_segnn.evaluator import Evaluator
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.committee import Committee
-from ase_segnn.model.potential import Potential, Prediction
+from ase_segnn.model.potential import Potential
 from ase_segnn.neighbors import BACKENDS, NeighborList, VerletList
 from ase_segnn.potential_file import load_potential
 from ase_segnn.potentials import path_of
@@ -278,7 +280,7 @@ class SEGNNCalculator(Calculator):
         evaluator = self._get_evaluator()
         try:
             # with the stress the forces come for free, and whoever relaxes a cell asks for both
-            return _results(graph, evaluator.predict(graph, forces=forces or stress, stress=stress))
+            return _results(graph, evaluator.evaluate(graph, forces=forces or stress, stress=stress))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -376,10 +378,8 @@ def _need_forces(properties: Sequence[str]) -> bool:
     return "forces" in properties or "forces_std" in properties
 
 
-def _results(graph: AtomicGraph, prediction: Prediction) -> list[dict[str, Any]]:
-    """Split a prediction into ASE's results of each structure."""
-    tensors = {name: tensor for name, tensor in vars(prediction).items() if tensor is not None}
-    arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+def _results(graph: AtomicGraph, arrays: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+    """Split the arrays of a prediction into ASE's results of each structure."""
     ends = [graph.n_atoms]
     if graph.n_structures > 1:
         ends = torch.bincount(graph.structure, minlength=graph.n_structures).cumsum(0).tolist()

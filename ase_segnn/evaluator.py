@@ -6,13 +6,16 @@ import logging
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.captured import CapturedPotential
 from ase_segnn.model.committee import Committee, combine
 from ase_segnn.model.compiled import CompiledPotential
 from ase_segnn.model.cpp import NoCompilerError
 from ase_segnn.model.native import NativePotential, why_not_native
-from ase_segnn.model.potential import Potential, Prediction
+from ase_segnn.model.potential import Potential
 
 _Form = Potential | NativePotential | CompiledPotential | CapturedPotential
 
@@ -60,15 +63,17 @@ class Evaluator:
         """Whether it takes more than one structure at a time."""
         return self.form in (Potential, NativePotential)
 
-    def predict(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> Prediction:
-        """Return what `Potential.predict` or `Committee.predict` returns; a form may give forces unasked."""
+    def evaluate(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> dict[str, NDArray[np.float64]]:
+        """Return the arrays of what `Potential.predict` or `Committee.predict` returns; forces may come unasked."""
+        if len(self._forms) == 1 and isinstance(self._forms[0], NativePotential):
+            return self._forms[0].evaluate(graph, forces=forces, stress=stress)
         predictions = [
             form.predict(graph, stress=stress)
             if isinstance(form, CompiledPotential | CapturedPotential)
             else form.predict(graph, forces=forces, stress=stress)
             for form in self._forms
         ]
-        return predictions[0] if len(predictions) == 1 else combine(predictions)
+        return (predictions[0] if len(predictions) == 1 else combine(predictions)).arrays()
 
 
 def _forms(members: list[Potential], compile_them: bool | Literal["auto"], name: str) -> Sequence[_Form]:

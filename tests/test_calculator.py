@@ -578,7 +578,8 @@ def test_no_tensor_is_left_on_the_cpu(
     It is "meta" that stands for "cuda", since torch without CUDA does not differentiate on the latter.
     """
     monkeypatch.setattr(calculator_module, "_checked_device", torch.device)
-    monkeypatch.setattr(calculator_module, "_results", lambda _, prediction: vars(prediction))  # not yet numbers
+    monkeypatch.setattr(calculator_module, "_results", lambda _, arrays: arrays)  # not yet numbers
+    monkeypatch.setattr(Prediction, "arrays", lambda self: vars(self))  # noqa: PLW0108  # vars is no method
     calculator = SEGNNCalculator(potential, device="meta", dtype=dtype, skin=0.0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         results = calculator._evaluate(calculator._graph(copper()), forces=True, stress=stress)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ase_segnn._e3nn import o3
@@ -89,13 +90,28 @@ class NativePotential:
 
     def predict(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> Prediction:
         """Return what `Potential.predict` returns, detached."""
-        energies, atom_forces, virials = self._function(graph, self._species(graph), forces=forces or stress)
-        stresses = None
-        if stress:
-            virial = sum_structures(graph, graph.structure, virials.flatten(1)).unflatten(1, (3, 3))
-            stresses = (virial + virial.mT) / (2 * graph.volumes()[:, None, None])
-        energy = sum_structures(graph, graph.structure, energies)
-        return Prediction(energy, energies, atom_forces if forces else None, stresses)
+        arrays = self.evaluate(graph, forces=forces, stress=stress)
+        return Prediction(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def evaluate(
+        self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the same as arrays by the same names, without what is not asked for.
+
+        For few atoms this is faster: each call fills the caches with weights, and then every function of torch is slow.
+        """
+        n = graph.n_atoms
+        arrays = {"energy": np.zeros(graph.n_structures), "atom_energies": np.empty(n)}
+        if forces or stress:
+            arrays |= {"forces": np.empty((n, 3)), "virials": np.empty((n, 3, 3))}
+        self._function(graph, self._species(graph), arrays)
+        virials = arrays.pop("virials", None)
+        if stress and virials is not None:
+            virial = sum_structures(graph, graph.structure, torch.from_numpy(virials).flatten(1)).unflatten(1, (3, 3))
+            arrays["stress"] = ((virial + virial.mT) / (2 * graph.volumes()[:, None, None])).numpy()
+        if not forces:
+            arrays.pop("forces", None)
+        return arrays
 
     def _species(self, graph: AtomicGraph) -> Tensor:
         """Return the index of each atom's element, (N,) int64; along dynamics it stays the same."""
@@ -163,25 +179,21 @@ class NativeFunction:
         for name, value in constants.items():
             setattr(self._input, name, _as_argument(value))
 
-    def __call__(self, graph: AtomicGraph, species: Tensor, *, forces: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return energies (N,), forces (N, 3) and virials (N, 3, 3), all float64; the latter two empty unless `forces`.
+    def __call__(self, graph: AtomicGraph, species: Tensor, results: dict[str, NDArray[np.float64]]) -> None:
+        """Fill in energy (B,), which is zero before, atom_energies (N,), forces (N, 3) and virials (N, 3, 3).
 
-        The virial of an atom is the sum over its pairs of the outer product of vector and derivative of the energy.
+        The latter two may both be left out. The virial of an atom is the sum over its pairs of the outer product of
+        vector and derivative of the energy.
 
         Raises
         ------
         ValueError
             If the pairs are not sorted by their centers.
         """
-        n = graph.n_atoms
+        n, forces = graph.n_atoms, "forces" in results
         sizes = (n, graph.n_edges, self._n_threads(n, graph.n_edges, forces=forces), int(forces))
         if sizes != self._laid_out_for:
             self._lay_out(sizes)
-        results = (
-            torch.empty(n, dtype=torch.float64),
-            torch.empty(n if forces else 0, 3, dtype=torch.float64),
-            torch.empty(n if forces else 0, 3, 3, dtype=torch.float64),
-        )
         tensors = {
             "positions": graph.positions.contiguous(),
             "cells": graph.cell.contiguous(),
@@ -190,9 +202,7 @@ class NativeFunction:
             "neighbors": graph.neighbors.contiguous(),
             "structure": graph.structure.contiguous(),
             "species": species,
-            "energies": results[0],
-            "forces": results[1],
-            "virials": results[2],
+            **{name: torch.from_numpy(array) for name, array in results.items()},
         }
         for name, tensor in tensors.items():
             setattr(self._input, name, tensor.data_ptr())
@@ -200,7 +210,6 @@ class NativeFunction:
         if self._library.evaluate(ctypes.byref(self._input)):
             raise ValueError("the edges of the graph are not sorted by their centers")
         self._laid_out_for = sizes
-        return results
 
     def _lay_out(self, sizes: tuple[int, int, int, int]) -> None:
         """Take note of the sizes, and get the memory to work in."""

@@ -46,7 +46,8 @@ ARGUMENTS = {
     "weights": "const T* const*",
     "tables": "const T* const*",
     "workspace": "char*",
-    "energies": "double*",
+    "energy": "double*",
+    "atom_energies": "double*",
     "forces": "double*",
     "virials": "double*",
 }

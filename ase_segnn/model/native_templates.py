@@ -251,7 +251,7 @@ $harmonics
     }
     space.ends[i] = at;
     space.overlap[i] = overlap;
-    in.energies[i] = repelled;
+    in.atom_energies[i] = repelled;
     if (!in.forces_wanted) continue;
     for (int k = 0; k < N_ATTRIBUTES; ++k) {
       space.d_a[i * N_ATTRIBUTES + k] = 0;
@@ -376,7 +376,7 @@ $readout
     const int64_t z = in.species[i0 + i];
     const double apart = std::exp(-space.overlap[i0 + i]), bonded = -std::expm1(-space.overlap[i0 + i]);
     const double learned = in.energy_shifts[z] + in.energy_scale * (double)e[i];
-    in.energies[i0 + i] += in.reference_energies[z] + bonded * learned;
+    in.atom_energies[i0 + i] += in.reference_energies[z] + bonded * learned;
     seed[i] = bonded * in.energy_scale;
     if (in.forces_wanted) space.d_overlap[i0 + i] = apart * learned;
   }
@@ -384,6 +384,16 @@ $readout
   T* d_a = space.d_a + i0 * N_ATTRIBUTES;
   for (int k = 0; k < N_ENTRIES; ++k) std::memset(d_f[k], 0, n * F_WIDTHS[k] * sizeof(T));
 $readout_backward
+}
+
+// The atoms of a structure follow each other. Sums of many energies need more digits than these have.
+static void sum_energies(const Input& in) {
+  for (int64_t i = 0; i < in.n_atoms;) {
+    const int64_t structure = in.structure[i];
+    long double total = 0;
+    for (; i < in.n_atoms && in.structure[i] == structure; ++i) total += in.atom_energies[i];
+    in.energy[structure] = total;
+  }
 }
 
 #define BLOCKS \
@@ -444,6 +454,7 @@ $embed
     read_out(in, space, scratch, i0, n);
     if (in.forces_wanted) update_backward(in, space, scratch, edges, N_LAYERS - 1, i0, n, thread);
   }
+  sum_energies(in);
   if (!in.forces_wanted) return 0;
   for (int t = N_LAYERS - 2; t >= 0; --t) {
     BLOCKS {

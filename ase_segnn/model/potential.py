@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from ase.data import atomic_numbers
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ase_segnn._e3nn import o3
@@ -37,6 +38,10 @@ class Prediction:
     atom_energies: Tensor
     forces: Tensor | None = None
     stress: Tensor | None = None
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """Return what there is of it as arrays, by the names above."""
+        return {name: tensor.numpy(force=True) for name, tensor in vars(self).items() if tensor is not None}
 
 
 class Potential(ModuleWithConstants):
