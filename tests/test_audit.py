@@ -141,6 +141,17 @@ def test_a_broken_frame_is_named(frames: list[Frame], change: Change, title: str
     assert found[title].frames == ("large.xyz@11",)
 
 
+def test_atoms_on_top_of_each_other_are_refused(frames: list[Frame]) -> None:
+    index = position_of(frames, "large.xyz@11")
+    atoms = frames[index].atoms.copy()
+    atoms.positions[3] = atoms.positions[0] + [0.0, 1e-3, 0.0]
+    result = audit([*frames[:index], replace(frames[index], atoms=atoms), *frames[index + 1 :]])
+    assert ("error", "atoms on top of each other") in titles(result)
+    assert ("warning", "atoms very close to each other") not in titles(result)
+    with pytest.raises(ValueError, match=r"on top of each other \(large\.xyz@11\)"):
+        result.check()
+
+
 def test_forces_and_stresses_that_are_not_learned_give_notes(frames: list[Frame]) -> None:
     frames = [with_forces(frame, np.zeros_like) if frame.group == "large" else frame for frame in frames]
     result = audit(frames, weights={"energy": 1.0})

@@ -15,6 +15,7 @@ _Floats = NDArray[np.float64]
 _Integers = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
 _CLOSE = 0.6  # of the sum of covalent radii
+_ON_TOP = 0.01  # Å; no computation of electrons ends there
 _NET_FORCE = 0.05  # error of a force that the sum of forces tells of, over the root mean square of forces
 _FEWEST = 20  # frames of a group from which outliers are told
 _FAR = 10  # standard deviations, estimated by the median deviation
@@ -199,11 +200,15 @@ def _stress_by_volume(data: Collected) -> Iterator[Finding]:
 def geometry(data: Collected) -> Iterator[Finding]:
     """Atoms too close, or alone."""
     rows = data.rows
-    close = rows["closeness"] < _CLOSE
+    on_top = rows["shortest"] < _ON_TOP
+    if on_top.any():
+        text = f"{on_top.sum()} frames have atoms closer than {_ON_TOP:g} Å. Leave them out, or mend the positions."
+        yield Finding("error", "atoms on top of each other", text, data.names(on_top))
+    close = (rows["closeness"] < _CLOSE) & ~on_top
     if close.any():
         text = (
             f"{close.sum()} frames have atoms closer than {_CLOSE:g} of the sum of their covalent radii. Unless these "
-            "are collisions on purpose, check the unit of positions, the cell, and whether atoms lie on top of others."
+            "are collisions on purpose, check the unit of positions and the cell."
         )
         remarks = [f"{rows['shortest'][i]:.2f} Å" for i in np.flatnonzero(close)]
         yield Finding("warning", "atoms very close to each other", text, data.names(close), tuple(remarks))
