@@ -147,14 +147,14 @@ class AtomicGraph:
     def moved(self, positions: Tensor, cell: Tensor) -> AtomicGraph:
         """Return this graph with other positions (N, 3) and cells (B, 3, 3), and all else the same tensors."""
         return AtomicGraph(
-            positions,
-            self.atomic_numbers,
-            cell,
-            self.pbc,
-            self.centers,
-            self.neighbors,
-            self.cell_shifts,
-            self.structure,
+            positions=positions,
+            atomic_numbers=self.atomic_numbers,
+            cell=cell,
+            pbc=self.pbc,
+            centers=self.centers,
+            neighbors=self.neighbors,
+            cell_shifts=self.cell_shifts,
+            structure=self.structure,
         )
 
     def to(self, device: torch.device | str) -> AtomicGraph:
