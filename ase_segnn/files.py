@@ -30,3 +30,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise OSError(f"cannot write '{path}', which is as it was before: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason_of(error: OSError) -> str:
+    """Say what failed and for which file, without the number of the error."""
+    file = "" if error.filename is None else f": '{error.filename}'"
+    return f"{error.strerror}{file}" if error.strerror else str(error)
