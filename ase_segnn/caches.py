@@ -74,8 +74,8 @@ class Cache:
     def folder(self) -> Path:
         """Folder in use, which exists, belongs to the current user and is open to nobody else (mode 0700).
 
-        Where `wanted_folder` cannot be that, it is a temporary folder of this process, removed when the process ends,
-        and one warning is logged. A process that was forked goes on with the temporary folder of its parent.
+        Where `wanted_folder` cannot be that, this is in a temporary folder of the process, which is removed when the
+        process ends, and one warning is logged. A forked process goes on with the temporary folder of its parent.
 
         Raises
         ------
@@ -83,9 +83,11 @@ class Cache:
             If there is no place for a temporary folder either.
         """
         wanted = self.wanted_folder
-        folder = _chosen.get(wanted)
-        if folder is None or not folder.is_dir():
-            folder = _chosen[wanted] = _usable(wanted)
+        root = _in_use(wanted.parent)
+        if root == wanted.parent:
+            return _in_use(wanted)
+        folder = root / self.name
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     @property
@@ -153,6 +155,14 @@ def user_cache_folder() -> Path:
     return home / "Library" / "Caches" if sys.platform == "darwin" else home / ".cache"
 
 
+def _in_use(wanted: Path) -> Path:
+    """Return the folder that this process uses in the place of `wanted`, most often that one."""
+    folder = _chosen.get(wanted)
+    if folder is None or not folder.is_dir():
+        folder = _chosen[wanted] = _usable(wanted)
+    return folder
+
+
 def _usable(wanted: Path) -> Path:
     """Return `wanted` as a private folder, or a temporary one if it cannot be had."""
     try:
@@ -162,7 +172,7 @@ def _usable(wanted: Path) -> Path:
     else:
         return wanted
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f"ase-segnn-{wanted.name}-"))
+        folder = Path(tempfile.mkdtemp(prefix="ase-segnn-"))
     except OSError as error:
         raise OSError(
             error.errno,
@@ -183,20 +193,19 @@ def _usable(wanted: Path) -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Make a folder and the one above it, both for the current user alone.
+    """Make a folder for the current user alone.
 
     Raises
     ------
     OSError
-        If one of them is somebody else's or could be replaced by somebody else, or cannot be made or written.
+        If the folder is somebody else's or could be replaced by somebody else, or cannot be made or written.
     """
     if not folder.is_absolute():
         raise FileNotFoundError("this user has no home folder")
-    folder.parents[1].mkdir(mode=0o700, parents=True, exist_ok=True)
-    for part in (folder.parent, folder):
-        part.mkdir(mode=0o700, exist_ok=True)
-        if hasattr(os, "geteuid"):  # not on Windows
-            _check_owner(part)
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if hasattr(os, "geteuid"):  # not on Windows
+        _check_owner(folder)
     with tempfile.TemporaryFile(dir=folder):
         pass
 

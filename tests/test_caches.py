@@ -113,9 +113,18 @@ def expect_temporary(cache: Cache, caplog: pytest.LogCaptureFixture, reason: str
     (folder / "a").write_text("can be written")
     [record] = caplog.records
     message = record.getMessage()
-    assert message.startswith(f"the cache folder '{cache.wanted_folder}' cannot be used (")
-    assert reason in message
-    assert f"in '{folder}' until its end; set XDG_CACHE_HOME" in message
+    assert message.startswith(f"the cache folder '{cache.wanted_folder.parent}")
+    assert f"cannot be used ({reason}" in message
+    assert "until its end; set XDG_CACHE_HOME" in message
+
+
+def test_one_warning_is_enough_for_all_caches(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root.write_text("a file")
+    expect_temporary(Cache("graphs"), caplog, "File exists")
+    assert Cache("compiled").folder == Cache("graphs").folder.parent / "compiled"
+    assert Cache("compiled").is_temporary
+    assert mode_of(Cache("compiled").folder) == 0o700
+    assert len(caplog.records) == 1
 
 
 def test_a_folder_of_another_user_is_not_used(
@@ -124,7 +133,7 @@ def test_a_folder_of_another_user_is_not_used(
     (root / "ase-segnn").mkdir(parents=True)
     own = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
-    expect_temporary(Cache("graphs"), caplog, f"ase-segnn' belongs to user {own}, and this is user {own + 1}")
+    expect_temporary(Cache("graphs"), caplog, f"'{root}/ase-segnn' belongs to user {own}, and this is user {own + 1}")
     assert list((root / "ase-segnn").iterdir()) == []
 
 
@@ -139,7 +148,7 @@ def test_a_link_of_or_to_another_user_is_not_followed(
     link = root / "ase-segnn" / "compiled"
     link.symlink_to(target)
     os.chown(link if given_away == "link" else target, 12345, -1, follow_symlinks=False)
-    expect_temporary(Cache("compiled"), caplog, "compiled' belongs to user 12345")
+    expect_temporary(Cache("compiled"), caplog, f"'{link}' belongs to user 12345")
     assert list(target.iterdir()) == []
 
 
@@ -156,7 +165,7 @@ def test_a_link_of_the_user_to_a_folder_of_the_user_is_followed(root: Path, tmp_
 def test_a_folder_that_everybody_can_replace_is_not_used(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     root.mkdir()
     root.chmod(0o777)
-    expect_temporary(Cache("compiled"), caplog, f"since everybody may write to '{root}'")
+    expect_temporary(Cache("compiled"), caplog, f"everybody may replace '{root}/ase-segnn', since everybody may write")
 
 
 def test_a_folder_that_stays_open_is_not_used(
@@ -228,7 +237,9 @@ from ase_segnn.caches import Cache
 warnings.simplefilter("ignore")
 folder = Cache("graphs").folder
 def child(queue):
-    queue.put((Cache("graphs").folder, Cache("compiled").folder))
+    shared = Cache("graphs").folder
+    os.environ["XDG_CACHE_HOME"] = "/proc/2"  # has no folder yet
+    queue.put((shared, Cache("graphs").folder))
 context = multiprocessing.get_context("fork")
 queue = context.Queue()
 process = context.Process(target=child, args=(queue,))
