@@ -106,7 +106,8 @@ class Cache:
                     entries.append(CacheEntry(path, status.st_size, status.st_mtime))
         return sorted(entries, key=lambda entry: entry.last_use)
 
-    def touch(self, path: Path) -> None:
+    @staticmethod
+    def touch(path: Path) -> None:
         """Take note that a file is used now."""
         with suppress(OSError):  # another process may have removed it
             os.utime(path)

@@ -1,11 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and errors that name the file."""
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Errors of writing, which come without the name of a file from all but `open`.
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextmanager
@@ -19,7 +24,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If it cannot be written; what `path` held is kept.
+        If the file cannot be written, with its name; what `path` held is kept. Errors about other files pass as they
+        are.
     """
     temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # the suffix stays, some writers go by it
     try:
@@ -27,12 +33,41 @@ def written_whole(path: Path) -> Iterator[Path]:
         if temporary.exists():  # of several processes maybe only one has written
             temporary.replace(path)
     except OSError as error:
-        raise OSError(f"cannot write '{path}', which is as it was before: {error}") from error
+        if _is_about(error, temporary) or _is_about(error, path):
+            raise _named(error, path, "cannot be written and is as it was before") from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Put the name of a file into errors of writing it that have none, such as that of a full disk.
+
+    Raises
+    ------
+    OSError
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and _is_about(error, path):
+            raise _named(error, path, "cannot be written") from error
+        raise
+
+
 def reason_of(error: OSError) -> str:
-    """Say what failed and for which file, without the number of the error."""
-    file = "" if error.filename is None else f": '{error.filename}'"
-    return f"{error.strerror}{file}" if error.strerror else str(error)
+    """Say which file failed and how, without the number of the error."""
+    if not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"'{os.fsdecode(error.filename)}': {error.strerror}"
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    files = [os.fsdecode(file) for file in (error.filename, error.filename2) if isinstance(file, str | bytes)]
+    return str(path) in files if files else error.errno in _OF_WRITING
+
+
+def _named(error: OSError, path: Path, what: str) -> OSError:
+    """Return an error of the same class and number for a file."""
+    return OSError(error.errno, f"{what} ({error.strerror})", str(path))

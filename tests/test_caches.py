@@ -120,7 +120,7 @@ def expect_temporary(cache: Cache, caplog: pytest.LogCaptureFixture, reason: str
 
 def test_one_warning_is_enough_for_all_caches(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     root.write_text("a file")
-    expect_temporary(Cache("graphs"), caplog, "File exists")
+    expect_temporary(Cache("graphs"), caplog, f"'{root}': File exists")
     assert Cache("compiled").folder == Cache("graphs").folder.parent / "compiled"
     assert Cache("compiled").is_temporary
     assert mode_of(Cache("compiled").folder) == 0o700
@@ -180,7 +180,7 @@ def test_a_folder_that_stays_open_is_not_used(
 def test_a_file_in_the_place_of_the_folder(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     root.mkdir()
     (root / "ase-segnn").write_text("a file")
-    expect_temporary(Cache("graphs"), caplog, f"File exists: '{root / 'ase-segnn'}'")
+    expect_temporary(Cache("graphs"), caplog, f"'{root}/ase-segnn': File exists")
 
 
 def test_a_read_only_folder(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

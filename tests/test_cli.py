@@ -19,6 +19,7 @@ from random_potentials import CONFIGS, random_potential
 from typer.testing import CliRunner
 
 from ase_segnn import Committee, SEGNNCalculator, __version__, save_potential
+from ase_segnn.caches import Cache
 from ase_segnn.cli import app
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.compiled import CompiledPotential
@@ -368,3 +369,24 @@ def test_train_needs_no_recipe(folder: Path) -> None:
     )
     assert "--set takes KEY=VALUE" in run("train", "--data", "frames.xyz", "--set", "seed", code=2)
     assert "'name' has no keys in it" in run("train", "--data", "frames.xyz", "--set", "name.x=1", code=2)
+
+
+# ---- cache
+
+
+def test_cache_shows_and_empties_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "user"))
+    graphs, compiled = Cache("graphs").folder, Cache("compiled").folder
+    (graphs / "a.frames").write_bytes(bytes(3000))
+    (graphs / "b.frames").write_bytes(bytes(72))
+    (compiled / "c.so").write_bytes(bytes(5 * 2**20))
+    shown = {line.split(":")[0]: line for line in run("cache").splitlines()}
+    assert set(shown) == {"compiled", "graphs", "trajectories", "downloads"}
+    assert re.search(r"2 files, +3 KiB of at most 4\.0 GiB, .*user/ase-segnn/graphs$", shown["graphs"])
+    assert re.search(r"1 files, +5 MiB of at most 256 MiB, .*user/ase-segnn/compiled$", shown["compiled"])
+    assert re.search(r"0 files, +0 B of", shown["downloads"])
+    assert run("cache", "--empty", "graphs") == "graphs: removed 2 files, 3 KiB\n"
+    assert (list(graphs.iterdir()), len(list(compiled.iterdir()))) == ([], 1)
+    assert "compiled: removed 1 files, 5 MiB" in run("cache", "--empty", "all")
+    assert list(compiled.iterdir()) == []
+    assert "'everything' is not one of" in run("cache", "--empty", "everything", code=2)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +19,7 @@ from ase.build import fcc100
 from ase.calculators.lj import LennardJones
 from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, recipe_for, store_of, write_frames
 
+from ase_segnn.caches import MOST_BYTES, Cache
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.zbl import ZBLRepulsion
 from ase_segnn.training import sources
@@ -110,7 +117,7 @@ def test_a_store_is_whole_or_not_there(tmp_path: Path) -> None:
         yield from frames_before_the_disk_is_full
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match=r"as it was before.*No space left on device"):
+    with pytest.raises(OSError, match=r"as it was before .*No space left on device.*store\.h5"):
         FrameStore.build(tmp_path / "store.h5", frames(), 4.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -288,3 +295,111 @@ def test_files_are_looked_for_in_the_folder_first(tmp_path: Path, monkeypatch: p
         sources.locate(name, tmp_path)
     monkeypatch.setitem(sources.PUBLIC_FILES, name, ("https://example.invalid", sources.sha256(beside)))
     assert sources.locate(name, tmp_path) == beside
+
+
+# ---- caches
+
+
+def test_graphs_are_kept_in_the_users_cache_which_is_trimmed(
+    frames_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setitem(MOST_BYTES, "graphs", 1000)
+    cache, recipe = Cache("graphs"), recipe_for(frames_file, data={"cache": None})
+    read(recipe)
+    [first] = cache.entries()
+    two_hours_ago = time.time() - 7200
+    os.utime(first.path, (two_hours_ago, two_hours_ago))
+    read(recipe)  # is a use
+    assert time.time() - cache.entries()[0].last_use < 3600
+    os.utime(first.path, (two_hours_ago, two_hours_ago))
+    read(recipe_for(frames_file, data={"cache": None}, network={"cutoff": 3.0}))
+    [second] = cache.entries()
+    assert second.path != first.path
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "of another program", "removed"])
+def test_a_broken_store_is_built_anew(frames_file: Path, tmp_path: Path, harm: str) -> None:
+    recipe = recipe_for(frames_file)
+    energies = read(recipe).training.energies()
+    [path] = (tmp_path / "cache").iterdir()
+    content = path.read_bytes()
+    if harm == "removed":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[:-100], "emptied": b"", "of another program": b"x" * 5000}[harm])
+    np.testing.assert_array_equal(read(recipe).training.energies(), energies)
+    assert path.read_bytes() == content
+
+
+def test_a_store_that_was_removed_meanwhile_is_still_read(tmp_path: Path) -> None:
+    store = store_of(labeled_clusters(3), tmp_path)
+    first = store.frame(0)
+    store.path.unlink()
+    assert store.frame(0).atoms == first.atoms
+
+
+def test_threads_may_read_one_store(tmp_path: Path) -> None:
+    store = store_of(labeled_clusters(12), tmp_path)
+    expected = [store.frame(index).atoms for index in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            assert [frame.atoms for frame in pool.map(store.frame, range(12))] == expected
+
+
+WRITE_UNTIL_THE_DISK_IS_FULL = """
+import resource, sys
+from pathlib import Path
+from labeled import labeled_crystals
+from ase_segnn.training.frames import Frame
+from ase_segnn.training.store import FrameStore
+
+frames = [Frame.from_atoms(atoms, "a") for atoms in labeled_crystals(8)]
+for most in range(0, 60000, 997):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    try:
+        FrameStore.build(Path(sys.argv[1], "a.frames"), frames, 4.0)
+    except OSError as error:
+        print(type(error).__name__, error.errno, error.filename)
+    else:
+        print("whole")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITE_UNTIL_THE_DISK_IS_FULL, str(tmp_path)]
+    folder = str(Path(__file__).parent)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": folder}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()) == {f"OSError {errno.EFBIG} {tmp_path / 'a.frames'}", "whole"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.frames"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_an_error_of_the_cache_says_what_to_set(
+    frames_file: Path, monkeypatch: pytest.MonkeyPatch, number: int, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("ase_segnn.training.store._write", fail)
+    with pytest.raises(OSError, match=rf"{os.strerror(number)}.*set data.cache to a folder") as caught:
+        read(recipe_for(frames_file))
+    assert caught.value.errno == number
+    assert Path(caught.value.filename).parent == tmp_path / "cache"
+    monkeypatch.undo()
+    with pytest.raises(OSError, match=r"set data\.cache to a folder") as caught:
+        read(recipe_for(frames_file, data={"cache": f"{frames_file}/below"}))
+    assert caught.value.filename == f"{frames_file}/below"
+
+
+def test_an_error_of_reading_frames_is_not_one_of_the_cache(frames_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer", "far/frames.xyz")
+
+    monkeypatch.setattr("ase_segnn.training.store.neighbor_list", fail)
+    with pytest.raises(ConnectionResetError, match=r"^\[Errno \d+\] Connection reset by peer: 'far/frames.xyz'$"):
+        read(recipe_for(frames_file))

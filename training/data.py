@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from ase_segnn.caches import Cache
 from ase_segnn.model.zbl import pair_name, usual_end
 
 from .batches import LabeledGraph
@@ -230,8 +230,13 @@ def read_store(names: Sequence[str], settings: DataSection, cutoff: float) -> tu
     """
     files = locate_all(names, settings.folder)
     checksums = {name: sha256(path) for name, path in files.items()}
-    cache = settings.cache or Path(pooch.os_cache("ase-segnn")) / "graphs"
-    return FrameStore.of_files(files, checksums, settings.label_keys, cutoff, cache), checksums
+    cache = Cache("graphs")
+    folder = settings.cache or cache.folder
+    store = FrameStore.of_files(files, checksums, settings.label_keys, cutoff, folder)
+    Cache.touch(store.path)
+    if settings.cache is None:
+        cache.trim()
+    return store, checksums
 
 
 def whole(store: FrameStore) -> Subset:

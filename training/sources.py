@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pooch
 
+from ase_segnn.caches import Cache
+
 logger = logging.getLogger(__name__)
 
 _BOTNET = "https://raw.githubusercontent.com/davkovacs/BOTNet-datasets/29e6d467317e4b5967b7ea5cbee54de953fa0d45"
@@ -67,14 +69,17 @@ def locate(name: str, folder: Path | None = None) -> Path:
         raise FileNotFoundError(f"no data file '{name}' in {looked}; give its folder as 'folder' in the recipe's data")
     address, checksum = PUBLIC_FILES[name]
     try:
-        cached = pooch.retrieve(
-            address, known_hash=f"sha256:{checksum}", fname=name.replace("/", "-"), path=pooch.os_cache("ase-segnn")
+        cache = Cache("downloads")
+        fetched = pooch.retrieve(
+            address, known_hash=f"sha256:{checksum}", fname=name.replace("/", "-"), path=cache.folder
         )
     except Exception as error:  # pooch passes on whatever the connection raises
         raise FileNotFoundError(
             f"no data file '{name}' in {looked}, and it could not be downloaded from {address}: {error}"
         ) from error
-    return Path(cached)
+    Cache.touch(Path(fetched))
+    cache.trim()
+    return Path(fetched)
 
 
 def locate_all(names: Sequence[str], folder: Path | None = None) -> dict[str, Path]:

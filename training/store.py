@@ -1,15 +1,26 @@
-"""Frames and their graphs on disk: one HDF5 file per set of files, built once and read frame by frame."""
+"""Frames and their graphs on disk: one file per set of frames, built once and read frame by frame.
+
+The file has the rows of atoms and edges of one frame after another, then everything that is one number, tensor or text
+per frame as an ``.npz`` archive, then the size of that archive and a mark by which a whole file is known. Plain writes
+alone make the file: where the disk is full they fail as an error and not, as the library of HDF5 does, as a crash.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import logging
+import math
+import os
+import weakref
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
-import h5py
 import numpy as np
 import torch
 from ase import Atoms
@@ -24,20 +35,23 @@ from ase_segnn.neighbors import neighbor_list
 from .batches import LabeledGraph
 from .frames import LABELS, Frame, LabelKeys, read_frames
 
-_FORMAT = 1  # of the file; part of its name
-_ROWS_AT_ONCE = 65536  # of atoms or edges, between two writes
-# Per frame, per atom and per edge: name -> shape of a row and type.
-_OF_FRAMES = {
-    "cell": ((3, 3), "f8"),
+logger = logging.getLogger(__name__)
+
+_FORMAT = 2  # of the file; part of its name
+_Columns: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
+_MARK = b"ase-segnn frames"  # at the end of the file
+# Per frame, per atom and per edge: name -> shape of a row and type. Those with long types come first, which aligns all.
+_OF_FRAMES: _Columns = {
+    "cell": ((3, 3), "<f8"),
     "pbc": ((3,), "?"),
-    "energy": ((), "f8"),  # NaN where the label is missing, as in forces and stress
-    "stress": ((3, 3), "f8"),
-    "weights": ((3,), "f8"),
-    "n_atoms": ((), "i8"),
-    "n_edges": ((), "i8"),
+    "energy": ((), "<f8"),  # NaN where the label is missing, as in forces and stress
+    "stress": ((3, 3), "<f8"),
+    "weights": ((3,), "<f8"),
+    "n_atoms": ((), "<i8"),
+    "n_edges": ((), "<i8"),
 }
-_OF_ATOMS = {"positions": ((3,), "f8"), "numbers": ((), "u1"), "forces": ((3,), "f8")}
-_OF_EDGES = {"centers": ((), "i4"), "neighbors": ((), "i4"), "cell_shifts": ((3,), "i4")}
+_OF_ATOMS: _Columns = {"positions": ((3,), "<f8"), "forces": ((3,), "<f8")}
+_OF_EDGES: _Columns = {"centers": ((), "<i4"), "neighbors": ((), "<i4"), "cell_shifts": ((3,), "<i4")}
 _TEXTS = ("source", "group")
 
 
@@ -53,51 +67,69 @@ class FrameStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: h5py.File | None = None
-        with h5py.File(path, "r") as file:
-            self.cutoff = float(file.attrs["cutoff"])
-            table = {name: file[name][:] for name in _OF_FRAMES}
-            self._texts = {name: [text.decode() for text in file[name][:]] for name in _TEXTS}
-            self._numbers: NDArray[np.uint8] = file["numbers"][:]
-        self._table: dict[str, NDArray[Any]] = table
+        self._file: FileIO | None = None
+        with path.open("rb") as file:
+            table = _read_table(file, path)
+        self.cutoff = float(table.pop("cutoff"))
+        self._numbers: NDArray[np.uint8] = table.pop("numbers")
+        self._texts: dict[str, list[str]] = {name: table.pop(name).tolist() for name in _TEXTS}
+        self._table = table
         self._first_atom = np.concatenate([[0], table["n_atoms"].cumsum()])
-        self._first_edge = np.concatenate([[0], table["n_edges"].cumsum()])
+        n_bytes = _row_bytes(_OF_ATOMS) * table["n_atoms"] + _row_bytes(_OF_EDGES) * table["n_edges"]
+        self._first_byte = np.concatenate([[0], n_bytes.cumsum()])
 
     @classmethod
     def build(cls, path: Path, frames: Iterable[Frame], cutoff: float) -> FrameStore:
         """Write frames, which may come one at a time, and the graphs of their pairs within `cutoff` (Å).
 
         The file appears at `path` once it is whole.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written, with its name.
+        ValueError
+            If a frame has no graph.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
-            file.attrs["cutoff"] = cutoff
-            writer = _Writer(file)
-            for frame in frames:
-                writer.add(frame, cutoff)
-            writer.flush()
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            _write(file, frames, cutoff)
         return cls(path)
 
     @classmethod
     def of_files(
-        cls, files: Mapping[str, Path], checksums: Mapping[str, str], keys: LabelKeys, cutoff: float, cache: Path
+        cls, files: Mapping[str, Path], checksums: Mapping[str, str], keys: LabelKeys, cutoff: float, folder: Path
     ) -> FrameStore:
-        """Return the store of some files, by name, from the folder `cache`; it is built there if it is not yet.
+        """Return the store of some files, by name, from a folder; it is built there if it is not yet, or is broken.
 
         The file of the store is named after the contents and names of the files, the names of labels and the cutoff.
 
         Raises
         ------
+        OSError
+            If the file of the store cannot be written; the error says which, and what to set.
         ValueError
             If a file cannot be read or a frame is not as it should be; see `read_frames`.
         """
         key = json.dumps([_FORMAT, [(name, checksums[name]) for name in files], keys.model_dump(), cutoff])
-        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.h5"
-        if path.is_file():
-            with suppress(OSError):  # it may be somebody else's
-                path.touch()  # for those who clean up by age
+        path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.frames"
+        try:
             return cls(path)
-        return cls.build(path, (frame for name in files for frame in read_frames(files[name], keys, name)), cutoff)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            logger.warning("the graphs of the frames are made anew: %s", error)
+        frames = (frame for name in files for frame in read_frames(files[name], keys, name))
+        try:
+            return cls.build(path, frames, cutoff)
+        except OSError as error:
+            if error.filename != str(path) and not _is_above(error.filename, path):
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; this is for graphs of frames, set data.cache to a folder where they have room",
+                error.filename,
+            ) from error
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -137,11 +169,11 @@ class FrameStore:
 
     def frame(self, index: int) -> Frame:
         """Return a frame as it was when the store was built."""
-        atoms = slice(self._first_atom[index], self._first_atom[index + 1])
-        file, table = self._open(), {name: column[index] for name, column in self._table.items()}
-        forces, stress, energy = file["forces"][atoms], table["stress"], float(table["energy"])
+        table = {name: column[index] for name, column in self._table.items()}
+        rows = self._rows(index, _OF_ATOMS)
+        forces, stress, energy = rows["forces"], table["stress"], float(table["energy"])
         return Frame(
-            atoms=Atoms(self._numbers[atoms], file["positions"][atoms], cell=table["cell"], pbc=table["pbc"]),
+            atoms=Atoms(self.numbers(index), rows["positions"], cell=table["cell"], pbc=table["pbc"]),
             source=self._texts["source"][index],
             energy=None if np.isnan(energy) else energy,
             forces=None if np.isnan(forces).any() else forces,
@@ -152,21 +184,20 @@ class FrameStore:
 
     def labeled_graph(self, index: int) -> LabeledGraph:
         """Return a frame's graph with its labels; missing ones are zero, with weight zero."""
-        atoms = slice(self._first_atom[index], self._first_atom[index + 1])
-        edges = slice(self._first_edge[index], self._first_edge[index + 1])
-        file, table = self._open(), {name: column[index] for name, column in self._table.items()}
+        table = {name: column[index] for name, column in self._table.items()}
+        rows = self._rows(index, {**_OF_ATOMS, **_OF_EDGES})
         n_atoms = int(table["n_atoms"])
         graph = AtomicGraph(
-            positions=torch.from_numpy(file["positions"][atoms]),
-            atomic_numbers=torch.from_numpy(self._numbers[atoms].astype(np.int64)),
+            positions=torch.from_numpy(rows["positions"]),
+            atomic_numbers=torch.from_numpy(self.numbers(index).astype(np.int64)),
             cell=torch.from_numpy(complete_cell(table["cell"]))[None],  # edges stay; every structure gets a volume
             pbc=torch.from_numpy(table["pbc"].copy())[None],
-            centers=torch.from_numpy(file["centers"][edges].astype(np.int64)),
-            neighbors=torch.from_numpy(file["neighbors"][edges].astype(np.int64)),
-            cell_shifts=torch.from_numpy(file["cell_shifts"][edges].astype(np.float64)),
+            centers=torch.from_numpy(rows["centers"].astype(np.int64)),
+            neighbors=torch.from_numpy(rows["neighbors"].astype(np.int64)),
+            cell_shifts=torch.from_numpy(rows["cell_shifts"].astype(np.float64)),
             structure=torch.zeros(n_atoms, dtype=torch.int64),
         )
-        forces = file["forces"][atoms]
+        forces = rows["forces"]
         weights = dict(zip(LABELS, table["weights"].tolist(), strict=True))
         labels = {"energy": table["energy"], "forces": forces, "stress": table["stress"]}
         for name, value in labels.items():
@@ -182,66 +213,104 @@ class FrameStore:
             frames=torch.tensor([index]),
         )
 
-    def _open(self) -> h5py.File:
+    def _rows(self, index: int, columns: _Columns) -> dict[str, NDArray[Any]]:
+        """Read what a frame has of the columns of atoms, or of these and of those of edges."""
         if self._file is None:
-            self._file = h5py.File(self.path, "r")
-        return self._file
+            self._file = self.path.open("rb", buffering=0)
+            weakref.finalize(self, self._file.close)
+        n_atoms, n_edges = self._table["n_atoms"][index], self._table["n_edges"][index]
+        n_rows = {name: n_edges if name in _OF_EDGES else n_atoms for name in columns}
+        n_bytes = sum(n * _row_bytes({name: columns[name]}) for name, n in n_rows.items())
+        content, rows, offset = _read_at(self._file, int(self._first_byte[index]), int(n_bytes)), {}, 0
+        for name, n in n_rows.items():
+            shape, dtype = columns[name]
+            rows[name] = np.frombuffer(content, dtype, n * math.prod(shape), offset).reshape(n, *shape)
+            offset += rows[name].nbytes
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open file: every process opens its own."""
         return {**self.__dict__, "_file": None}
 
 
-class _Writer:
-    """Collects rows and appends them to the datasets of a file, many at a time."""
+def _row_bytes(columns: _Columns) -> int:
+    return sum(np.dtype(dtype).itemsize * math.prod(shape) for shape, dtype in columns.values())
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
-        self._columns = {**_OF_FRAMES, **_OF_ATOMS, **_OF_EDGES}
-        self._rows: dict[str, list[Any]] = {name: [] for name in (*self._columns, *_TEXTS)}
-        self._n_waiting = 0
-        for name, (shape, dtype) in self._columns.items():
-            file.create_dataset(name, (0, *shape), dtype, maxshape=(None, *shape), chunks=True)
-        for name in _TEXTS:
-            file.create_dataset(name, (0,), h5py.string_dtype(), maxshape=(None,), chunks=True)
 
-    def add(self, frame: Frame, cutoff: float) -> None:
+def _read_at(file: FileIO, first: int, n_bytes: int) -> bytearray:
+    """Read some bytes; where the system can, without the position in the file, which forked processes share."""
+    content = bytearray(n_bytes)
+    if hasattr(os, "preadv"):
+        n_read = os.preadv(file.fileno(), [content], first)
+    else:
+        file.seek(first)
+        n_read = file.readinto(content)
+    if n_read != n_bytes:
+        raise OSError(errno.EIO, f"the file ends at byte {first + n_read}", file.name)
+    return content
+
+
+def _write(file: BinaryIO, frames: Iterable[Frame], cutoff: float) -> None:
+    """Write rows of atoms and edges of each frame as the frame comes, and everything else at the end."""
+    table: dict[str, list[Any]] = {name: [] for name in (*_OF_FRAMES, *_TEXTS, "numbers")}
+    for frame in frames:
         atoms = frame.atoms
         try:
             pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
         except ValueError as error:
             raise ValueError(f"{frame.source}: {error}") from error
-        rows: dict[str, Any] = {
-            "cell": [atoms.cell.array],
-            "pbc": [atoms.pbc],
-            "energy": [np.nan if frame.energy is None else frame.energy],
-            "stress": [np.full((3, 3), np.nan) if frame.stress is None else frame.stress],
-            "weights": [[frame.weights[label] for label in LABELS]],
-            "n_atoms": [len(atoms)],
-            "n_edges": [len(pairs.centers)],
+        rows = {
             "positions": atoms.positions,
-            "numbers": atoms.numbers,
             "forces": np.full((len(atoms), 3), np.nan) if frame.forces is None else frame.forces,
             "centers": pairs.centers.numpy(),
             "neighbors": pairs.neighbors.numpy(),
             "cell_shifts": pairs.cell_shifts.numpy(),
-            "source": [frame.source],
-            "group": [frame.group],
         }
-        for name, values in rows.items():
-            self._rows[name].append(values)
-        self._n_waiting += max(len(atoms), len(pairs.centers))
-        if self._n_waiting > _ROWS_AT_ONCE:
-            self.flush()
+        columns = {**_OF_ATOMS, **_OF_EDGES}
+        file.writelines(np.ascontiguousarray(rows[name], dtype).data for name, (_, dtype) in columns.items())
+        for name, value in {
+            "cell": atoms.cell.array,
+            "pbc": atoms.pbc,
+            "energy": np.nan if frame.energy is None else frame.energy,
+            "stress": np.full((3, 3), np.nan) if frame.stress is None else frame.stress,
+            "weights": [frame.weights[label] for label in LABELS],
+            "n_atoms": len(atoms),
+            "n_edges": len(pairs.centers),
+            "source": frame.source,
+            "group": frame.group,
+            "numbers": atoms.numbers.astype(np.uint8),
+        }.items():
+            table[name].append(value)
+    arrays = {name: np.array(table[name], dtype).reshape(-1, *shape) for name, (shape, dtype) in _OF_FRAMES.items()}
+    arrays |= {name: np.array(table[name], dtype=np.str_) for name in _TEXTS}
+    arrays |= {"numbers": np.concatenate([np.empty(0, np.uint8), *table["numbers"]]), "cutoff": np.array(cutoff)}
+    archive = io.BytesIO()
+    np.savez(archive, **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own argument
+    file.write(archive.getbuffer())
+    file.write(archive.getbuffer().nbytes.to_bytes(8, "little") + _MARK)
 
-    def flush(self) -> None:
-        for name, parts in self._rows.items():
-            if not parts:
-                continue
-            dataset = self._file[name]
-            values: Any = np.concatenate(parts) if name in self._columns else [text for part in parts for text in part]
-            first = len(dataset)
-            dataset.resize(first + len(values), axis=0)
-            dataset[first:] = values
-            parts.clear()
-        self._n_waiting = 0
+
+def _read_table(file: BinaryIO, path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `_write` wrote at the end.
+
+    Raises
+    ------
+    ValueError
+        If the file is not whole, or another kind of file.
+    """
+    n_bytes = file.seek(0, io.SEEK_END)
+    end = n_bytes - 8 - len(_MARK)
+    file.seek(max(end, 0))
+    size, mark = int.from_bytes(file.read(8), "little"), file.read()
+    if mark != _MARK or size > end:
+        raise ValueError(f"'{path}' holds no frames of ase-segnn, or is not whole")
+    file.seek(end - size)
+    try:
+        with np.load(io.BytesIO(file.read(size)), allow_pickle=False) as archive:
+            return {name: archive[name] for name in (*_OF_FRAMES, *_TEXTS, "numbers", "cutoff")}
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"'{path}' holds no frames of ase-segnn: {error}") from error
+
+
+def _is_above(file: Any, path: Path) -> bool:
+    return file is not None and Path(os.fsdecode(file)) in path.parents

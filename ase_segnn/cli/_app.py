@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import ase_segnn
+from ase_segnn.files import reason_of
 
 _SHOWN = (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
@@ -22,7 +23,7 @@ class _Group(TyperGroup):
             # typer's own way out is a RuntimeError as well
             if ctx.params.get("debug") or isinstance(error, typer.Exit | typer.Abort):
                 raise
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {reason_of(error) if isinstance(error, OSError) else error}", err=True)
             raise typer.Exit(2) from error
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
+from ase_segnn.caches import Cache
 from ase_segnn.files import written_whole
 
 from .simulators import (
@@ -175,6 +176,7 @@ def _cached(
         folder.mkdir(parents=True, exist_ok=True)
         save(path, system.simulate(size, len(_SPLITS) * seed + _SPLITS.index(split), frames))
     trajectories = load(path, kind)
+    Cache.touch(path)
     expected = (size, len(frames), system.n_particles, 3)
     if trajectories.positions.shape != expected:
         raise ValueError(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooch
 import torch
 from numpy.typing import NDArray
+
+from ase_segnn.caches import Cache
 
 from ..fit import check_logger, fit, with_epochs, worth_compiling
 from ..folder import RunFiles, provenance_of
@@ -119,7 +120,8 @@ def run_dynamics(
 
 def particle_sets(system: SystemSection) -> dict[str, ParticleSet]:
     """Simulate, or read, the trajectories of a recipe: train, validation and test."""
-    folder = system.cache or Path(pooch.os_cache("ase-segnn")) / "dynamics"
+    cache = Cache("trajectories")
+    folder = system.cache or cache.folder
     starts = {INPUT_FRAME, *system.train_frames}
     common: dict[str, Any] = {
         "seed": system.seed,
@@ -134,6 +136,8 @@ def particle_sets(system: SystemSection) -> dict[str, ParticleSet]:
         trajectories = charged_dataset(folder, **common, system=kind)
     else:
         trajectories = gravity_dataset(folder, **common)
+    if system.cache is None:
+        cache.trim()
     n_neighbors = None if system.kind == "charged" else system.neighbors
     ways: dict[str, Any] = {"input_frames": system.train_frames, "both_ways": system.both_ways}
     return {
