@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,11 @@ from ase.outputs import Properties
 from numpy.typing import NDArray
 
 from ase_segnn.checks import check_numbers, check_results, check_stress_exists
-from ase_segnn.evaluator import Evaluator
+from ase_segnn.engines.evaluator import Evaluator
+from ase_segnn.engines.native import NativePotential
+from ase_segnn.engines.surroundings import Lock, undisturbed
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.model.by_value import PotentialByValue
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.neighbors import BACKENDS, NeighborList, VerletList
@@ -43,8 +47,8 @@ class SEGNNCalculator(Calculator):
     energy, free_energy     scalar    eV, the same number
     energies                (N,)      eV, per atom; they sum to the energy
     forces                  (N, 3)    eV/Å
-    stress                  (6,)      eV/Å³, xx yy zz yz xz xy, positive in tension;
-                                      for structures periodic along all three vectors
+    stress                  (6,)      eV/Å³, xx yy zz yz xz xy, positive in tension,
+                                      if the cell has a volume
     energy_std              scalar    eV, these three for a committee only: standard
                                       deviations between its members
     energies_std            (N,)      eV
@@ -54,9 +58,17 @@ class SEGNNCalculator(Calculator):
     A committee's energy is the mean of its members', and so are its derivatives; see
     `ase_segnn.model.committee.Committee` for what the deviations tell. It takes as many times longer as it has members.
 
-    Only what is asked for is computed: the energy alone needs no derivative, and the stress is left out unless
-    wanted. Atoms are never changed. A calculator can be copied, pickled and moved between structures of any number of
-    atoms, cell and periodicity.
+    The energy alone is computed without derivatives. Forces and stress come together at the cost of either, so that
+    dynamics at constant pressure takes one evaluation per structure. Atoms are never changed.
+
+    The stress is the derivative of the energy with respect to a strain of cell and positions, divided by the volume.
+    As with ASE's own calculators, it exists wherever the cell has a volume, periodic or not. Components along a
+    direction that is not periodic hold the forces between the atoms alone, over a volume that counts the vacuum: for a
+    slab in the plane xy use xx, yy and xy times the height of the cell.
+
+    A calculator can be copied, pickled and moved between structures of any number of atoms, cell and periodicity.
+    Threads may share it, and take turns. It works in processes that are started by spawn, forkserver and fork; where
+    threads ran before a fork, evaluations move to a thread of the new process.
 
     Parameters
     ----------
@@ -67,13 +79,14 @@ class SEGNNCalculator(Calculator):
     skin : Å, the neighbor list reaches this far beyond the cutoff, and is reused until atoms or cell have moved so much
         that it could miss a pair; 0 builds it at every step. Results do not depend on it
     backend : of the neighbor list, see `ase_segnn.neighbors`
-    compile : "auto" runs the potential as compiled C++ where it has that form (on a CPU, with as many channels of each
-        degree and messages that are not gated): a few seconds at the first evaluation on a machine, much less time
-        and memory afterwards. It needs a C++ compiler such as g++, and goes on without where there is none. True
-        insists on a compiler, and has torch compile a potential that lacks that form, which takes up to two minutes
-        at the first evaluation and again at the first stress. On a GPU, True records all operations and launches them
-        together from then on, as a CUDA graph. False does nothing of that. Results are the same up to rounding, which
-        is checked at first use
+    compile : how the potential is evaluated; results are the same up to rounding, which is checked at first use
+
+        - "auto": on a CPU as compiled C++, if there is a compiler such as g++ and the messages of the network have one
+          gate, which is the default; else in plain torch, with a warning. Compiling takes some seconds at the first
+          evaluation on a machine, see `ase_segnn.engines.build`
+        - True: the same, but an error where "auto" gives a warning. On a GPU all operations are recorded and launched
+          together from then on, as a CUDA graph
+        - False: plain torch
     max_deviation : eV/Å, for a committee: where `forces_std` of an atom exceeds it, the structure is unlike the
         training data. Looked at whenever forces are computed
     on_deviation : "warn" logs the 1st, 10th, 100th, ... structure with such an atom. "stop" raises an error; the
@@ -111,6 +124,7 @@ class SEGNNCalculator(Calculator):
         self.use_cache = False  # or ASE would copy the atoms at every step; `calculate` moves those of an old copy
         self._copied: Atoms | None = None
         self._state: _State | None = None  # of `_copied`
+        self._lock, self._making = Lock(), Lock()  # of what is kept from call to call; of the evaluator
         self._device = _checked_device(device)
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is 'float32' or 'float64', got {dtype!r}")
@@ -126,22 +140,18 @@ class SEGNNCalculator(Calculator):
         if isinstance(potential, Potential | Committee):
             source = type(potential).__name__
             self._potential_name = f"this {source.lower()}"
-            potential = copy.deepcopy(potential)
         else:
             source = str(potential)
             self._potential_name = f"potential '{source}'"
-            potential = load_potential(path_of(potential))
-        if isinstance(potential, Committee):
+        self._potential = undisturbed(lambda: _frozen(potential, self._device, _DTYPES[dtype]))
+        if isinstance(self._potential, Committee):
             self.implemented_properties = [*self.implemented_properties, *_DEVIATIONS]
         elif max_deviation is not None:
             raise ValueError(
                 f"max_deviation is for committees, whose members may disagree, and {self._potential_name} is a single "
                 "potential; leave it out, or use a committee"
             )
-        self._potential: Potential | Committee = (
-            potential.to(device=self._device, dtype=_DTYPES[dtype]).requires_grad_(False).eval()
-        )
-        self._known = frozenset(atomic_numbers[symbol] for symbol in potential.elements)
+        self._known = frozenset(atomic_numbers[symbol] for symbol in self._potential.elements)
         self._skin, self._backend = float(skin), backend
         self._verlet_list = self._new_verlet_list()
         self._last_graph: AtomicGraph | None = None  # holds as long as pairs and elements stay the same
@@ -176,6 +186,16 @@ class SEGNNCalculator(Calculator):
         """Return False: these potentials know no spin."""
         return False
 
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """Return a property as ASE asks for it, while other threads wait."""
+        with self._lock.now:
+            return super().get_property(name, atoms, allow_calculation)  # type: ignore[no-untyped-call]  # ASE's
+
+    def calculate_properties(self, atoms: Atoms, properties: Sequence[str]) -> Any:
+        """Return several properties as ASE asks for them, while other threads wait."""
+        with self._lock.now:
+            return super().calculate_properties(atoms, properties)  # type: ignore[no-untyped-call]  # ASE's
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -189,8 +209,13 @@ class SEGNNCalculator(Calculator):
         ValueError, RuntimeError, MemoryError
             As listed for the class; no results are left behind then, except by an `UncertaintyError`.
         PropertyNotImplementedError
-            If the stress is asked for and the structure is not periodic along all three vectors.
+            If the stress is asked for and the cell has no volume.
         """
+        with self._lock.now:
+            is_native = self._evaluator is not None and self._evaluator.form is NativePotential
+            undisturbed(lambda: self._calculate(atoms, properties, system_changes), torch_matters=not is_native)
+
+    def _calculate(self, atoms: Atoms | None, properties: Sequence[str], system_changes: Sequence[str]) -> None:
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise ValueError("there are no atoms to calculate; attach the calculator first: atoms.calc = calculator")
@@ -202,7 +227,7 @@ class SEGNNCalculator(Calculator):
             check_stress_exists(atoms)
         evaluator = self._get_evaluator()
         graph = self._graph(atoms, all_pairs=evaluator.takes_far_pairs)
-        [results] = self._evaluate(graph, stress="stress" in properties, forces=_need_forces(properties))
+        [results] = self._evaluate(graph, derivatives=_need_derivatives(properties))
         check_results(atoms, results, self._potential_name)
         self.results = kept | results
         self.atoms = self._copy(atoms)
@@ -225,7 +250,7 @@ class SEGNNCalculator(Calculator):
         """Evaluate many structures, several at a time, which is faster than one by one where they are small.
 
         The calculator's own results and attached atoms stay as they are, and so do the structures. A potential that
-        torch has compiled or recorded, see `compile`, takes them one at a time.
+        is recorded as a CUDA graph, see `compile`, takes them one at a time.
 
         Parameters
         ----------
@@ -241,46 +266,48 @@ class SEGNNCalculator(Calculator):
         ValueError, RuntimeError, MemoryError, PropertyNotImplementedError
             As for `calculate`; the error of a structure names its index.
         """
-        stress = "stress" in properties
         for index, atoms in enumerate(structures):
             with _naming(index):
                 self._check_elements(atoms)
                 check_numbers(atoms)
-                if stress:
+                if "stress" in properties:
                     check_stress_exists(atoms)
-        return self._evaluate_many(structures, forces=_need_forces(properties), stress=stress)
+        return self._evaluate_many(structures, derivatives=_need_derivatives(properties))
 
-    def _evaluate_many(self, structures: Sequence[Atoms], *, forces: bool, stress: bool) -> Iterator[dict[str, Any]]:
-        most_edges = _EDGES_TOGETHER if self._get_evaluator().takes_batches else 1
-        for start, graphs in self._batches(structures, most_edges):
-            whole = graphs[0] if len(graphs) == 1 else AtomicGraph.batch(graphs)
-            results = self._evaluate(whole, forces=forces, stress=stress)
+    def _evaluate_many(self, structures: Sequence[Atoms], *, derivatives: bool) -> Iterator[dict[str, Any]]:
+        evaluator = undisturbed(self._get_evaluator)
+        batches = self._batches(structures, _EDGES_TOGETHER if evaluator.takes_batches else 1)
+        while (batch := undisturbed(lambda: next(batches, None))) is not None:
+            start, graph = batch
+            results = undisturbed(partial(self._evaluate, graph, derivatives=derivatives))
             for index, one in enumerate(results, start=start):
                 with _naming(index):
                     check_results(structures[index], one, self._potential_name)
                     self._check_deviations(structures[index], one)
                 yield one
 
-    def _batches(self, structures: Sequence[Atoms], most_edges: int) -> Iterator[tuple[int, list[AtomicGraph]]]:
-        """Put consecutive structures together as long as they have at most `most_edges` edges, and at least one."""
+    def _batches(self, structures: Sequence[Atoms], most_edges: int) -> Iterator[tuple[int, AtomicGraph]]:
+        """Put consecutive structures together as long as they have at most `most_edges` edges, and at least one.
+
+        Yields the index of the first of them, and their graph.
+        """
         start, n_edges = 0, 0
         graphs: list[AtomicGraph] = []
         for index, atoms in enumerate(structures):
             graph = AtomicGraph.from_atoms(atoms, self._potential.cutoff, backend=self._backend, device=self._device)
             if graphs and n_edges + graph.n_edges > most_edges:
-                yield start, graphs
+                yield start, _joined(graphs)
                 start, n_edges, graphs = index, 0, []
             graphs.append(graph)
             n_edges += graph.n_edges
         if graphs:
-            yield start, graphs
+            yield start, _joined(graphs)
 
-    def _evaluate(self, graph: AtomicGraph, *, forces: bool, stress: bool) -> list[dict[str, Any]]:
+    def _evaluate(self, graph: AtomicGraph, *, derivatives: bool) -> list[dict[str, Any]]:
         """Results of each structure of a graph."""
         evaluator = self._get_evaluator()
         try:
-            # with the stress the forces come for free, and whoever relaxes a cell asks for both
-            return _results(graph, evaluator.evaluate(graph, forces=forces or stress, stress=stress))
+            return _results(graph, evaluator.evaluate(graph, derivatives=derivatives))
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -290,19 +317,25 @@ class SEGNNCalculator(Calculator):
             ) from error
 
     def _get_evaluator(self) -> Evaluator:
-        if self._evaluator is None:
-            self._evaluator = Evaluator(self._potential, self._compile, self._potential_name)
-        return self._evaluator
+        with self._making.now:
+            if self._evaluator is None:
+                self._evaluator = Evaluator(self._potential, self._compile, self._potential_name)
+            return self._evaluator
 
     def _copy(self, atoms: Atoms) -> Atoms:
-        """Copy the atoms, or move the last copy to where they are."""
+        """Copy the atoms, or make the last copy equal to them: ASE's copy takes as long as a small network."""
         state = _state(atoms)
-        if self._copied is not None and self._state is not None and set(_changes(state, self._state)) <= {"positions"}:
-            self._copied.positions[:] = atoms.positions
+        kept = self._copied
+        unusual = bool(atoms.constraints or atoms.info) or type(atoms) is not Atoms
+        if kept is None or self._state is None or unusual or not set(_changes(state, self._state)) <= {"positions"}:
+            kept = self._copied = atoms.copy()
         else:
-            self._copied = atoms.copy()
+            numbers = kept.numbers  # the same
+            kept.arrays = {name: array.copy() for name, array in atoms.arrays.items() if name != "numbers"}
+            kept.arrays["numbers"] = numbers
+            kept.info = {}
         self._state = state
-        return self._copied
+        return kept
 
     def _check_deviations(self, atoms: Atoms, results: dict[str, Any]) -> None:
         if self._limit is not None and "forces_std" in results:
@@ -313,8 +346,9 @@ class SEGNNCalculator(Calculator):
         update = self._verlet_list.update_all if all_pairs else self._verlet_list.update
         pairs = update(atoms.positions, atoms.cell.array, atoms.pbc)
         device = self._device
-        positions = torch.from_numpy(atoms.positions.copy()).to(device)
-        cell = torch.from_numpy(atoms.cell.array[None].copy()).to(device)
+        positions, cell = torch.from_numpy(atoms.positions.copy()), torch.from_numpy(atoms.cell.array[None].copy())
+        if device.type != "cpu":
+            positions, cell = positions.to(device), cell.to(device)
         numbers = atoms.numbers.tobytes()
         last = self._last_graph
         if last is not None and pairs is self._last_pairs and numbers == self._last_numbers:
@@ -335,18 +369,33 @@ class SEGNNCalculator(Calculator):
     def _new_verlet_list(self) -> VerletList:
         return VerletList(self._potential.cutoff, self._skin, self._backend, self._device)
 
+    def __copy__(self) -> SEGNNCalculator:
+        """Return a calculator of the same potential that shares nothing that changes."""
+        twin = object.__new__(type(self))
+        with self._lock.now:
+            twin.__dict__.update(self.__dict__)
+            twin._be_independent()  # of the same class
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the neighbor list and what was compiled: every copy has its own."""
-        state = self.__dict__.copy()
-        del state["_verlet_list"]
-        state["_evaluator"] = state["_last_graph"] = state["_last_pairs"] = None
-        return state
+        state = copy.copy(self).__dict__
+        for name in ("_verlet_list", "_lock", "_making"):
+            del state[name]
+        return state | {"_potential": PotentialByValue.of(self._potential)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.results = dict(self.results)
+        self._potential = undisturbed(lambda: state["_potential"].potential(self._device))
+        self._be_independent()
+
+    def _be_independent(self) -> None:
+        """Replace what a copy must not share with its original."""
+        self._lock, self._making = Lock(), Lock()
+        self.results = {name: copy.copy(value) for name, value in self.results.items()}
+        self.atoms = self._copied = None if self.atoms is None else self.atoms.copy()
         self._limit = copy.copy(self._limit)
         self._verlet_list = self._new_verlet_list()
+        self._evaluator = self._last_graph = self._last_pairs = None
 
     def _get_name(self) -> str:
         return "segnn"  # ASE writes it into trajectories and databases
@@ -374,8 +423,22 @@ def _changes(now: _State, then: _State) -> list[str]:
     return [name for name, a, b in zip(names, now, then, strict=True) if a != b]
 
 
-def _need_forces(properties: Sequence[str]) -> bool:
-    return "forces" in properties or "forces_std" in properties
+def _need_derivatives(properties: Sequence[str]) -> bool:
+    return any(name in properties for name in ("forces", "stress", "forces_std"))
+
+
+def _frozen(
+    potential: str | Path | Potential | Committee, device: torch.device, dtype: torch.dtype
+) -> Potential | Committee:
+    """Copy a potential, or load it, and get it ready to be evaluated."""
+    own = (
+        copy.deepcopy(potential) if isinstance(potential, Potential | Committee) else load_potential(path_of(potential))
+    )
+    return own.to(device=device, dtype=dtype).requires_grad_(False).eval()
+
+
+def _joined(graphs: list[AtomicGraph]) -> AtomicGraph:
+    return graphs[0] if len(graphs) == 1 else AtomicGraph.batch(graphs)
 
 
 def _results(graph: AtomicGraph, arrays: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
@@ -393,8 +456,9 @@ def _results(graph: AtomicGraph, arrays: dict[str, NDArray[np.float64]]) -> list
         }
         if "forces" in arrays:
             results["forces"] = arrays["forces"][start:end]
-        if "stress" in arrays:
-            results["stress"] = arrays["stress"][index][_VOIGT]
+            stress = arrays["stress"][index]
+            if not math.isnan(stress[0, 0]):  # there is a volume
+                results["stress"] = stress[_VOIGT]
         if "energy_std" in arrays:
             results["energy_std"] = float(arrays["energy_std"][index])
             results["energies_std"] = arrays["atom_energies_std"][start:end]
@@ -410,7 +474,8 @@ def _naming(index: int) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError) as error:
-        raise type(error)(f"structure {index}: {error}") from error
+        error.args = (f"structure {index}: {error}",)  # class and attributes stay
+        raise
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

@@ -10,6 +10,8 @@ from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 from numpy.typing import NDArray
 
+SMALLEST_VOLUME = 1e-6  # of a box with the same edge lengths; vectors that span less are taken as dependent
+
 
 def check_numbers(atoms: Atoms) -> None:
     """Refuse structures without atoms, and positions and cells that are not finite.
@@ -31,17 +33,24 @@ def check_numbers(atoms: Atoms) -> None:
         raise ValueError(f"the cell is not finite: {atoms.cell.array.tolist()}; was the step of the cell too long?")
 
 
+def has_volume(cell: NDArray[np.float64]) -> bool:
+    """Whether three cell vectors (3, 3) span a volume, and not one that is only rounding."""
+    a, b, c = cell.tolist()
+    volume = sum(a[i] * (b[i - 2] * c[i - 1] - b[i - 1] * c[i - 2]) for i in range(3))
+    return bool(abs(volume) > SMALLEST_VOLUME * math.hypot(*a) * math.hypot(*b) * math.hypot(*c))
+
+
 def check_stress_exists(atoms: Atoms) -> None:
-    """Refuse structures that have no volume.
+    """Refuse structures whose cell has no volume.
 
     Raises
     ------
     PropertyNotImplementedError
     """
-    if not atoms.pbc.all():
+    if not has_volume(atoms.cell.array):
         raise PropertyNotImplementedError(
-            "stress is energy per volume and needs a structure that is periodic along all three cell vectors, "
-            f"this one has pbc={atoms.pbc.tolist()}; for a slab or a wire set pbc=True and leave enough vacuum"
+            "stress is energy per volume and needs a cell of three vectors that span one, this structure has "
+            f"cell={atoms.cell.array.tolist()}; atoms.center(vacuum=10) gives a slab, a wire or a molecule a cell"
         )
 
 

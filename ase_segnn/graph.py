@@ -9,6 +9,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from ase_segnn.checks import SMALLEST_VOLUME
 from ase_segnn.neighbors import neighbor_list
 
 
@@ -125,10 +126,11 @@ class AtomicGraph:
         return self.cell.shape[0]
 
     def volumes(self) -> Tensor:
-        """Volumes of the cells, (B,) Å³; 0 where a cell vector is 0."""
+        """Volumes of the cells, (B,) Å³; nan where the cell vectors span none, or one that is only rounding."""
         a, b, c = self.cell.unbind(1)
         volumes: Tensor = (a * torch.linalg.cross(b, c, dim=1)).sum(1).abs()
-        return volumes
+        spanned = volumes > SMALLEST_VOLUME * self.cell.norm(dim=2).prod(dim=1)
+        return volumes.where(spanned, torch.nan)
 
     def edge_vectors(self) -> Tensor:
         """Vectors from center to neighbor, (E, 3) Å, differentiable in positions and cell."""

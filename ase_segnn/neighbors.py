@@ -27,7 +27,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ase_segnn.checks import all_finite
+from ase_segnn.checks import SMALLEST_VOLUME, all_finite
 from ase_segnn.pair_search import (
     brute_force_pairs,
     cell_inverse,
@@ -47,8 +47,6 @@ _log = logging.getLogger(__name__)
 
 # Backends search this much further than the cutoff, so that one formula decides at the cutoff for all of them.
 _ROUNDING = 1 + 1e-9
-# Of the volume of a box with the same edge lengths; periodic cell vectors that span less are taken as dependent.
-_SMALLEST_VOLUME = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +203,7 @@ class VerletList:
         self._backend = _checked_backend(backend)
         self._device = torch.device(device)
         self._kept: _Kept | None = None
+        self._built_in: tuple[_Kept, bytes, bytes] | None = None  # with cell and pbc as they were given
         self._builds = 0
         self._compared = {"matscipy"}  # what has been found to be right, if "auto" chooses it
 
@@ -224,7 +223,14 @@ class VerletList:
 
     def update_all(self, positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike) -> NeighborList:
         """Do the same, but return further pairs up to cutoff + skin as well: the same object as long as it holds."""
-        return self._updated(*_checked(positions, cell, pbc)).pairs
+        given = np.asarray(cell).tobytes(), np.asarray(pbc).tobytes()
+        kept = self._kept
+        if kept is not None and self._built_in == (kept, *given) and kept.holds_at(positions, self._skin):
+            return kept.pairs  # as in most steps of dynamics
+        x, h, periodic = _checked(positions, cell, pbc)
+        kept = self._updated(x, h, periodic)
+        self._built_in = (kept, *given) if h.tobytes() == kept.cell.tobytes() else None
+        return kept.pairs
 
     def _updated(self, x: _Floats, h: _Floats, periodic: _Bools) -> _Kept:
         kept = None if self._skin == 0 else self._kept
@@ -262,6 +268,13 @@ class _Kept:
     pbc: _Bools
     pairs: NeighborList
     shifts: Tensor  # of the pairs, (3, E) float64
+
+    def holds_at(self, positions: ArrayLike, skin: float) -> bool:
+        """Whether atoms in the same cell have moved so little, all together, that nothing needs a closer look."""
+        if not isinstance(positions, np.ndarray) or positions.shape != self.positions.shape:
+            return False
+        displacements = positions - self.positions
+        return bool(np.vdot(displacements, displacements) <= (skin / 2) ** 2)  # not if one is not a number
 
     def moved(self, x: _Floats, h: _Floats, periodic: _Bools, cutoff: float, skin: float) -> _Kept | None:
         """Return the pairs with shifts that fit the present positions, or None if there could be others by now."""
@@ -369,7 +382,7 @@ def _check_volume(h: _Floats, periodic: _Bools) -> None:
     lengths = np.linalg.norm(vectors, axis=1)
     if (lengths > 0).all():
         singular_values = np.linalg.svd(vectors / lengths[:, None], compute_uv=False)
-        if singular_values.prod() > _SMALLEST_VOLUME:
+        if singular_values.prod() > SMALLEST_VOLUME:
             return
     raise ValueError(
         f"the cell vectors along periodic directions span no volume, got {vectors.tolist()} with pbc="

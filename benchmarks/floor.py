@@ -25,9 +25,9 @@ from short_runs import network_keys
 from speed import SYSTEMS
 
 from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
+from ase_segnn.engines.build import load_library
+from ase_segnn.engines.native import _merged
 from ase_segnn.model.config import NetworkConfig
-from ase_segnn.model.cpp import load_cpp
-from ase_segnn.model.native import _merged
 from ase_segnn.model.native_source import NativeSource
 from ase_segnn.model.native_templates import prelude
 from ase_segnn.neighbors import neighbor_list
@@ -168,7 +168,7 @@ def _products_alone(shapes: list[tuple[int, int, int]], dtype: torch.dtype, chan
         matrices += k * n
         rows, columns = max(rows, _BLOCK * per_atom * k), max(columns, _BLOCK * per_atom * n)
     code = "\n".join(['extern "C" void products(const T* a, const T* b, T* c) {', *lines, "}"])
-    library = load_cpp(prelude(dtype, channels) + code)
+    library = load_library(prelude(dtype, channels) + code)
     arrays = [torch.rand(size, dtype=dtype) for size in (rows, matrices, columns)]
     return lambda: library.products(*(ctypes.c_void_p(array.data_ptr()) for array in arrays))
 

@@ -22,7 +22,7 @@ from ase.md.verlet import VelocityVerlet
 from speed import SYSTEMS
 
 from ase_segnn import SEGNNCalculator
-from ase_segnn.model.native import NativeFunction
+from ase_segnn.engines.native import NativeFunction
 from ase_segnn.neighbors import VerletList
 
 RUNS = (("acac-pbe-fast", "molecule15"), ("acac-pbe", "molecule15"), ("si-pbe", "si216"))

@@ -21,9 +21,6 @@ from typer.testing import CliRunner
 from ase_segnn import Committee, SEGNNCalculator, __version__, save_potential
 from ase_segnn.caches import Cache
 from ase_segnn.cli import app
-from ase_segnn.graph import AtomicGraph
-from ase_segnn.model.compiled import CompiledPotential
-from ase_segnn.model.potential import Prediction
 from ase_segnn.potential_file import Provenance
 from ase_segnn.training import load_recipe
 
@@ -243,19 +240,12 @@ def test_md_options_change_the_run() -> None:
         assert not np.allclose(langevin, final(name, *options), atol=1e-6, rtol=0), name
 
 
-def test_md_compiles_the_potential_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-
-    def predict(self: CompiledPotential, graph: AtomicGraph, *, stress: bool) -> Prediction:
-        compiled.append(stress)
-        return self._potential.predict(graph, stress=stress)
-
-    monkeypatch.setattr(CompiledPotential, "predict", predict)
+def test_md_insists_on_a_compiler_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
     md = ("md", "pot.safetensors", "water.xyz", "--ensemble", "nve", "--steps", "3")
     run(*md, "--output", "plain")
-    assert compiled == []
-    run(*md, "--output", "compiled", "--compile")
-    assert compiled == [False] * 4
+    text = run(*md, "--output", "compiled", "--compile", code=2)
+    assert "CXX names 'no-such-compiler', which is not there; compile=False does without" in text
 
 
 def test_md_keeps_velocities() -> None:

@@ -19,9 +19,9 @@ from random_potentials import CONFIGS, NATIVE_CONFIGS, random_potential
 from systems import TOLERANCES, systems
 
 from ase_segnn import Committee, SEGNNCalculator, UncertaintyError, load_potential, save_potential
+from ase_segnn.engines.native import NativePotential
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.config import PotentialConfig
-from ase_segnn.model.native import NativePotential
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import Provenance
 

@@ -16,9 +16,9 @@ from random_potentials import CONFIGS, NATIVE_CONFIGS, random_potential
 from systems import systems
 
 from ase_segnn import load_potential
+from ase_segnn.engines.native import NativePotential
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.config import PotentialConfig
-from ase_segnn.model.native import NativePotential
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.potential_file import Provenance, save_potential
 from ase_segnn.potentials import path_of

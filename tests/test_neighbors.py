@@ -417,3 +417,40 @@ class TestVerletList:
         verlet.update(*arguments).cell_shifts.fill_(99)
         assert_same_pairs(verlet.update(*arguments), neighbor_list(*arguments, CUTOFF))
         assert verlet.builds == 1
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_no_pair_is_missing_among_all_that_are_kept(self, seed):
+        """Along steps in which the cell changes, stays changed, or the atoms alone move, for several structures."""
+        rng = np.random.default_rng(seed)
+        verlet = VerletList(CUTOFF, 0.6)
+        n_builds = n_steps = 0
+        for name in ("bulk", "slab", "water", "skewed triclinic", "unwrapped"):
+            atoms = SYSTEMS[name].copy()
+            for _ in range(40):
+                kind = rng.integers(4)
+                if kind == 0 and atoms.pbc.all():
+                    strain = np.eye(3) + rng.normal(0, 0.01, (3, 3))
+                    atoms.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+                elif kind == 1:
+                    atoms.positions += rng.normal(0, 0.3)
+                else:
+                    atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+                arguments = atoms.positions, atoms.cell.array, atoms.pbc
+                kept = {tuple(row) for row in as_rows(verlet.update_all(*arguments))}
+                needed = {tuple(row) for row in as_rows(neighbor_list(*arguments, CUTOFF))}
+                assert needed <= kept
+                n_steps += 1
+        n_builds = verlet.builds
+        assert 5 <= n_builds < n_steps / 2
+
+    def test_a_cell_that_changed_without_a_search_is_not_that_of_the_list(self):
+        """Atoms are near where they were when the list was built, but their images are nearer to each other."""
+        cell, positions = np.diag([20.0, 20.0, 10.0]), np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 6.05]])
+        narrow = cell * [1, 1, 0.94]
+        verlet = VerletList(2.9, 1.0)
+        assert len(verlet.update_all(positions, cell, PERIODIC).centers) == 0
+        verlet.update_all(positions * [1, 1, 0.94], narrow, PERIODIC)
+        assert verlet.builds == 1
+        near = positions + np.array([[0.0, 0.0, -0.34], [0.0, 0.0, 0.34]])
+        assert len(brute_force(near, narrow, PERIODIC, 2.9).centers) == 2
+        assert len(verlet.update_all(near, narrow, PERIODIC).centers) == 2

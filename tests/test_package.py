@@ -22,7 +22,7 @@ LAYERS = [
     {"_e3nn", "caches", "checks", "files", "neighbors", "pair_search", "structures"},
     {"graph"},
     {"model"},
-    {"evaluator", "potential_file", "potentials", "uncertainty"},
+    {"engines", "potential_file", "potentials", "uncertainty"},
     {"calculator"},
     {"evaluation", "glyphs", "plots", "selection"},
     {"cli", "training"},

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ase_segnn.model.cpp import NoCompilerError
-from ase_segnn.model.message_kernels import message_kernels, why_no_kernels
+from ase_segnn.engines.build import NoCompilerError
+from ase_segnn.engines.message_kernels import message_kernels, why_no_kernels
 from ase_segnn.model.potential import Potential
 
 from .batches import BatchLimits, LabeledGraph, divide, padded_batch

@@ -26,7 +26,7 @@ DeviceOption = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:1', or 'au
 DTypeOption = Annotated[DType, typer.Option(help="Precision of the network.")]
 CompileOption = Annotated[
     bool,
-    typer.Option("--compile", help="Compile also what has no C++ form of its own: one to two minutes, then faster."),
+    typer.Option("--compile", help="Insist on compiled C++; on a GPU launch all operations at once, as a CUDA graph."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing output files.")]
 

@@ -5,29 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ase_segnn.model.native_templates import divisor
+from ase_segnn._e3nn import o3
 from ase_segnn.model.segnn import MessageNetwork
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Path, SteerableLinear
 
-_FEWEST_LANES = 4  # shorter vectors are no gain
+_FEWEST_LANES = 4  # of vectors; shorter ones are no gain
 
 
-def why_no_loops(messages: MessageNetwork) -> str | None:
-    """Say why there are no loops along edges for a network with these messages, or None if there are."""
-    multiplicities = {mul for mul, _ in messages.linear_2.irreps_in}
+def why_not_along_edges(messages: MessageNetwork) -> str | None:
+    """Say why these messages are no loops along edges that work channel by channel, or None if they are."""
     device = messages.linear_1.weights[0].device
     if device.type != "cpu":
         return f"it is on {device}, compiled C++ is for a CPU"
     if messages.gate_1 is None or messages.gate_2 is not None:
-        return f"its messages are {'linear' if messages.gate_1 is None else 'gated'}"
-    if messages.weights is None:
-        return "it has no radial weights"
-    if len(multiplicities) > 1:
-        return f"its irreps have different numbers of channels, {', '.join(map(str, sorted(multiplicities)))}"
-    [channels] = multiplicities
-    if divisor(channels) < _FEWEST_LANES:
-        return f"the number of channels, {channels}, is no multiple of {_FEWEST_LANES}"
+        return f"its messages have {'no gate' if messages.gate_1 is None else 'two gates'}, and loops need one"
     return None
+
+
+def has_equal_channels(irreps: o3.Irreps) -> bool:
+    """Whether all irreps have the same number of channels, a multiple of 4."""
+    return len({mul for mul, _ in irreps}) == 1 and irreps[0].mul % _FEWEST_LANES == 0
+
+
+def why_no_loops(messages: MessageNetwork) -> str | None:
+    """Say why there are no loops along edges for a network with these messages as they are, or None if there are."""
+    irreps = messages.linear_2.irreps_in
+    if not has_equal_channels(irreps):
+        return f"the channels of its irreps, {irreps}, are not equal in number and a multiple of {_FEWEST_LANES}"
+    return why_not_along_edges(messages)
 
 
 class Layout:
@@ -115,7 +120,8 @@ def edge_functions(layout: Layout, messages: MessageNetwork, scalars: Tensor) ->
     entries = [path.entry_in for paths in layout.second for path in paths]
     norms = [SILU_NORM if entry == layout.scalars else SIGMOID_NORM for entry in entries]
     constants = bias.new_tensor(norms).repeat_interleave(layout.channels)
-    assert messages.weights is not None
+    if messages.weights is None:
+        return added, constants.expand(len(scalars), -1)
     *hidden, last = messages.weights
     assert isinstance(last, nn.Linear)
     for module in hidden:

@@ -35,8 +35,11 @@ $pointers
 """)
 
 _LOOP = Template(r"""
-extern "C" void $name(const Arguments* p) {
+// Returns 0, or 1 if an edge joins nodes that are not there; nothing is read or written then.
+extern "C" int64_t $name(const Arguments* p) {
   const Arguments& g = *p;
+  for (int64_t e = 0; e < g.n_edges; ++e)
+    if ((uint64_t)g.centers[e] >= (uint64_t)g.n_nodes || (uint64_t)g.neighbors[e] >= (uint64_t)g.n_nodes) return 1;
   #pragma omp parallel num_threads(g.n_threads)
   {
     const int64_t thread = omp_get_thread_num(), n_threads = omp_get_num_threads();
@@ -56,6 +59,7 @@ extern "C" void $name(const Arguments* p) {
       $finish
     }
   }
+  return 0;
 }
 """)
 

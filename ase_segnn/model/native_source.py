@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ase_segnn.checks import SMALLEST_VOLUME
 from ase_segnn.model.edge_layout import Layout
 from ase_segnn.model.edge_source import edge_source
 from ase_segnn.model.expressions import Tape
@@ -26,9 +27,11 @@ ARGUMENTS = {
     "n_atoms": "int64_t",
     "n_edges": "int64_t",
     "n_threads": "int64_t",
+    "forces_wanted": "int64_t",
     "n_intervals": "int64_t",
     "n_species": "int64_t",
-    "forces_wanted": "int64_t",
+    "n_numbers": "int64_t",
+    "n_structures": "int64_t",
     "workspace_is_clean": "int64_t",
     "cutoff": "double",
     "average_neighbors": "double",
@@ -39,17 +42,19 @@ ARGUMENTS = {
     "centers": "const int64_t*",
     "neighbors": "const int64_t*",
     "structure": "const int64_t*",
-    "species": "const int64_t*",
+    "atomic_numbers": "const int64_t*",
+    "species_of_number": "const int64_t*",
     "reference_energies": "const double*",
     "energy_shifts": "const double*",
     "repulsion": "const double*",
-    "weights": "const T* const*",
-    "tables": "const T* const*",
+    "learned": "const T*",
+    "starts_of_weights": "const int64_t*",
+    "starts_of_tables": "const int64_t*",
     "workspace": "char*",
     "energy": "double*",
     "atom_energies": "double*",
     "forces": "double*",
-    "virials": "double*",
+    "stress": "double*",
 }
 
 
@@ -252,9 +257,11 @@ class NativeSource:
             n_layers=n_layers,
             n_attributes=len(layout.degrees),
             per_layer=per_layer,
+            n_weights=n_layers * per_layer + r + 4,
             n_entries=n,
             power=potential.config.network.envelope_power,
             repulsion_power=ENVELOPE_POWER,
+            smallest_volume=SMALLEST_VOLUME,
             screening_factors=", ".join(map(repr, SCREENING_FACTORS)),
             screening_exponents=", ".join(map(repr, SCREENING_EXPONENTS)),
             widths=", ".join(str(dim * width) for dim, width in self._p.shapes),

@@ -16,7 +16,12 @@ _PRELUDE = Template(r"""
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#ifdef _OPENMP
 #include <omp.h>
+#else
+static inline int omp_get_thread_num() { return 0; }
+static inline int omp_get_num_threads() { return 1; }
+#endif
 typedef $real T;
 typedef $integer I;
 // A vector fills a register, never more: compilers split longer ones through memory. The tile of a product, see below,
@@ -106,6 +111,12 @@ struct Input {
 $input
 };
 enum { N_LAYERS = $n_layers, N_ATTRIBUTES = $n_attributes, N_ENTRIES = $n_entries, PER_LAYER = $per_layer, BLOCK = 32 };
+enum { N_WEIGHTS = $n_weights };
+// What a call works with: its input, the place of each matrix and table, and arrays in the workspace.
+struct Call : Input {
+  const T *weights[N_WEIGHTS], *tables[N_LAYERS];
+  int64_t* species;
+};
 // Of the gradients of what is sent there is a set for layers that follow each other; the first layer needs none.
 enum { N_SENT = N_LAYERS > 2 ? 2 : N_LAYERS - 1 };
 static const int64_t P_WIDTHS[] = {$widths}, F_WIDTHS[] = {$f_widths};
@@ -133,8 +144,8 @@ struct Space {
 $saved
   T* d_f[N_ENTRIES];
   T *a, *d_a, *attributes, *distances, *pair_weights, *d_attributes, *d_distances, *d_weights, *d_p, *d_sent_a;
-  double *overlap, *d_overlap, *vectors, *pair_forces;
-  int64_t *rows, *ends, *near;
+  double *overlap, *d_overlap, *vectors, *pair_forces, *virials;
+  int64_t *rows, *ends, *near, *species;
   char* scratch;
   int64_t scratch_size, d_p_width;
 
@@ -153,6 +164,7 @@ $take_saved
     near = take<int64_t>(next, n_edges);
     rows = take<int64_t>(next, n_atoms + 1);
     ends = take<int64_t>(next, n_atoms);
+    species = take<int64_t>(next, n_atoms);
     if (forces) {
 $take_gradients
       d_a = take<T>(next, n_atoms * N_ATTRIBUTES);
@@ -162,6 +174,7 @@ $take_gradients
       d_weights = take<T>(next, n_edges);
       vectors = take<double>(next, 3 * n_edges);
       pair_forces = take<double>(next, 3 * n_threads * n_atoms);
+      virials = take<double>(next, 9 * n_atoms);
       d_sent_a = take<T>(next, n_threads * n_atoms * N_ATTRIBUTES);
     }
     scratch = next;
@@ -192,7 +205,7 @@ template <int p> static inline double envelope(double x, double* slope) {
 }
 
 // Repulsion of the nuclei i and j, see `ase_segnn.model.zbl`, and its slope.
-static inline double repulsion(const Input& in, int64_t i, int64_t j, double d, double* slope) {
+static inline double repulsion(const Call& in, int64_t i, int64_t j, double d, double* slope) {
   *slope = 0;
   if (!in.repulsion) return 0;
   const double* of_pair = in.repulsion + 3 * (in.species[i] * in.n_species + in.species[j]);
@@ -211,7 +224,7 @@ static inline double repulsion(const Input& in, int64_t i, int64_t j, double d, 
 }
 
 // Pairs within the cutoff, their attributes and those of n atoms from i0 on; energies become the repulsion of nuclei.
-static void find_pairs(const Input& in, const Space& space, int64_t i0, int64_t n) {
+static void find_pairs(const Call& in, const Space& space, int64_t i0, int64_t n) {
   for (int64_t i = i0; i < i0 + n; ++i) {
     T* a = space.a + i * N_ATTRIBUTES;
     a[0] = 1;
@@ -253,18 +266,19 @@ $harmonics
     space.overlap[i] = overlap;
     in.atom_energies[i] = repelled;
     if (!in.forces_wanted) continue;
-    for (int k = 0; k < N_ATTRIBUTES; ++k) {
-      space.d_a[i * N_ATTRIBUTES + k] = 0;
-      for (int64_t x = 0; x < in.n_threads; ++x) space.d_sent_a[(x * in.n_atoms + i) * N_ATTRIBUTES + k] = 0;
+    for (int k = 0; k < N_ATTRIBUTES; ++k) space.d_a[i * N_ATTRIBUTES + k] = 0;
+    for (int64_t x = 0; x < in.n_threads; ++x) {  // of all threads: fewer may run than were asked for
+      for (int k = 0; k < N_ATTRIBUTES; ++k) space.d_sent_a[(x * in.n_atoms + i) * N_ATTRIBUTES + k] = 0;
+      for (int k = 0; k < 3; ++k) space.pair_forces[3 * (x * in.n_atoms + i) + k] = 0;
     }
   }
 }
 
 // Derivatives with respect to the vectors of pairs, added to forces and virials of n atoms from i0 on.
-static void add_forces(const Input& in, const Space& space, int64_t i0, int64_t n, double* forces) {
+static void add_forces(const Call& in, const Space& space, int64_t i0, int64_t n, double* forces) {
   for (int64_t i = i0; i < i0 + n; ++i) {
     const T* d_a = space.d_a + i * N_ATTRIBUTES;
-    double* virial = in.virials + 9 * i;
+    double* virial = space.virials + 9 * i;
     for (int k = 0; k < 9; ++k) virial[k] = 0;
     for (int64_t e = space.rows[i]; e < space.ends[i]; ++e) {
       const double* r = space.vectors + 3 * e;
@@ -303,7 +317,7 @@ $project
 }
 
 // One round of messages and update.
-static void update(const Input& in, const Space& space, Scratch& scratch, const Edges& edges, int t, int64_t i0,
+static void update(const Call& in, const Space& space, Scratch& scratch, const Edges& edges, int t, int64_t i0,
                    int64_t n) {
   const T* const* w = in.weights + t * PER_LAYER;
 $f
@@ -320,7 +334,7 @@ $update
 }
 
 // Its derivative: gradients of the next features become those of these features, but for what is sent.
-static void update_backward(const Input& in, const Space& space, Scratch& scratch, const Edges& edges, int t,
+static void update_backward(const Call& in, const Space& space, Scratch& scratch, const Edges& edges, int t,
                             int64_t i0, int64_t n, int64_t thread) {
   const T* const* w = in.weights + t * PER_LAYER;
 $f
@@ -341,7 +355,7 @@ $update_backward
 }
 
 // Adds the gradients of what all threads have for what these atoms send, and clears them.
-static void sent_backward(const Input& in, const Space& space, int t, int64_t i0, int64_t n) {
+static void sent_backward(const Call& in, const Space& space, int t, int64_t i0, int64_t n) {
   const T* const* w = in.weights + t * PER_LAYER;
 $d_f
   T* dp[N_ENTRIES];
@@ -363,7 +377,7 @@ $project_backward
 }
 
 // Energies of n atoms from i0 on and, if forces are wanted, the gradient of their features.
-static void read_out(const Input& in, const Space& space, Scratch& scratch, int64_t i0, int64_t n) {
+static void read_out(const Call& in, const Space& space, Scratch& scratch, int64_t i0, int64_t n) {
   const T* const* w = in.weights + $readout_first;
   const int t = N_LAYERS;
 $f
@@ -387,13 +401,58 @@ $readout_backward
 }
 
 // The atoms of a structure follow each other. Sums of many energies need more digits than these have.
-static void sum_energies(const Input& in) {
+static void sum_energies(const Call& in) {
   for (int64_t i = 0; i < in.n_atoms;) {
     const int64_t structure = in.structure[i];
     long double total = 0;
     for (; i < in.n_atoms && in.structure[i] == structure; ++i) total += in.atom_energies[i];
     in.energy[structure] = total;
   }
+}
+
+// Sums of the virials over the volumes of the cells, made symmetric; nan where a cell has no volume.
+static void sum_virials(const Call& in, const double* virials) {
+  for (int64_t i = 0; i < in.n_atoms;) {
+    const int64_t structure = in.structure[i];
+    double total[9] = {};
+    for (; i < in.n_atoms && in.structure[i] == structure; ++i)
+      for (int k = 0; k < 9; ++k) total[k] += virials[9 * i + k];
+    const double* h = in.cells + 9 * structure;
+    double volume = std::fabs(h[0] * (h[4] * h[8] - h[5] * h[7]) + h[1] * (h[5] * h[6] - h[3] * h[8]) +
+                              h[2] * (h[3] * h[7] - h[4] * h[6]));
+    double box = 1;
+    for (const double* v = h; v < h + 9; v += 3) box *= std::sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2]);
+    if (!(volume > $smallest_volume * box)) volume = NAN;
+    double* stress = in.stress + 9 * structure;
+    for (int k = 0; k < 3; ++k)
+      for (int m = 0; m < 3; ++m) stress[3 * k + m] = (total[3 * k + m] + total[3 * m + k]) / (2 * volume);
+  }
+}
+
+// What is wrong with the indices of a call, 0 for nothing. Nothing is read or written by an index before.
+enum { RIGHT, EDGES_NOT_SORTED, EDGE_OUT_OF_RANGE, STRUCTURES_NOT_SORTED, UNKNOWN_ELEMENT };
+static int64_t check(const Call& in, const Space& space) {
+  int64_t i = 0;
+  bool in_range = true;
+  for (int64_t e = 0; e < in.n_edges; ++e) {
+    const int64_t center = in.centers[e];
+    if (e > 0 && center < in.centers[e - 1]) return EDGES_NOT_SORTED;
+    if (center < 0 || center >= in.n_atoms) return EDGE_OUT_OF_RANGE;
+    in_range &= (uint64_t)in.neighbors[e] < (uint64_t)in.n_atoms;
+    while (i <= center) space.rows[i++] = e;
+  }
+  if (!in_range) return EDGE_OUT_OF_RANGE;
+  while (i <= in.n_atoms) space.rows[i++] = in.n_edges;
+  // each structure has atoms, and they follow each other
+  int64_t last = -1;
+  for (i = 0; i < in.n_atoms; ++i) {
+    if (in.structure[i] != last && in.structure[i] != ++last) return STRUCTURES_NOT_SORTED;
+    const int64_t number = in.atomic_numbers[i];
+    const int64_t species = number < 0 || number >= in.n_numbers ? in.n_species : in.species_of_number[number];
+    if (species < 0 || species >= in.n_species) return UNKNOWN_ELEMENT;
+    space.species[i] = species;
+  }
+  return last + 1 == in.n_structures ? RIGHT : STRUCTURES_NOT_SORTED;
 }
 
 #define BLOCKS \
@@ -410,20 +469,19 @@ extern "C" int64_t workspace_size(int64_t n_atoms, int64_t n_edges, int64_t n_th
   return space.lay_out(nullptr, n_atoms, n_edges, n_threads, forces_wanted);
 }
 
-// Returns 0, or 1 if edges are not sorted by their centers.
+// Returns 0, or what is wrong with the indices, see `check`.
 extern "C" int64_t evaluate(const Input* input) {
-  const Input& in = *input;
+  Call in;
+  static_cast<Input&>(in) = *input;
+  for (int64_t k = 0; k < N_WEIGHTS; ++k) in.weights[k] = in.learned + in.starts_of_weights[k];
+  for (int64_t t = 0; t < N_LAYERS; ++t) in.tables[t] = in.learned + in.starts_of_tables[t];
   const int64_t n_atoms = in.n_atoms;
   Space space;
   space.lay_out(in.workspace, n_atoms, in.n_edges, in.n_threads, in.forces_wanted);
+  in.species = space.species;
+  if (const int64_t wrong = check(in, space)) return wrong;
   if (in.forces_wanted && !in.workspace_is_clean)
     std::memset(space.d_p, 0, N_SENT * in.n_threads * space.d_p_width * sizeof(T));
-  int64_t i = 0;
-  for (int64_t e = 0; e < in.n_edges; ++e) {
-    if (e > 0 && in.centers[e] < in.centers[e - 1]) return 1;
-    while (i <= in.centers[e]) space.rows[i++] = e;
-  }
-  while (i <= n_atoms) space.rows[i++] = in.n_edges;
 
   const Edges edges = {space.rows, space.ends, space.near, space.attributes, space.distances, space.pair_weights,
                        space.d_attributes, space.d_distances, space.d_weights, in.n_intervals,
@@ -463,8 +521,6 @@ $embed
       update_backward(in, space, scratch, edges, t, i0, n, thread);
     }
   }
-  #pragma omp parallel num_threads(in.n_threads)
-  std::memset(space.pair_forces + 3 * n_atoms * omp_get_thread_num(), 0, 3 * n_atoms * sizeof(double));
   BLOCKS {
     BLOCK_RANGE
     for (int64_t x = 0; x < in.n_threads; ++x)
@@ -488,6 +544,7 @@ $embed_backward
       in.forces[x] = total;
     }
   }
+  sum_virials(in, space.virials);
   return 0;
 }
 """)

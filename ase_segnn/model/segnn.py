@@ -103,7 +103,7 @@ class MessageNetwork(nn.Module):
         self.weights = (
             _invariant_mlp(n_scalars, *weights_hidden, sum(self._n_weights)) if n_scalars and weights_hidden else None
         )
-        # what does the same as `forward`, faster; see `ase_segnn.model.message_kernels`
+        # what does the same as `forward`, faster; see `ase_segnn.engines.message_kernels`
         self.instead: Callable[[Features, Edges], Features] | None = None
 
     def forward(self, features: Features, edges: Edges) -> Features:

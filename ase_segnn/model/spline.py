@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from scipy.linalg import solve_banded
 from torch import Tensor
 
 # Coefficients of 1, u, ..., u^5 in each of the six pieces.
@@ -47,11 +49,8 @@ def spline_coefficients(function: Callable[[Tensor], Tensor], length: float, n_i
     n = n_intervals + 1 + 2 * _MARGIN
     knots = (torch.arange(n, dtype=torch.float64) - _MARGIN) * (length / n_intervals)
     values = function(knots)
-    weights = [piece[0] for piece in BASIS[:5]]  # of five neighboring coefficients in the value at a knot
-    matrix = sum(
-        torch.diag(torch.full((n - abs(offset),), weight, dtype=torch.float64), offset)
-        for offset, weight in zip(range(-2, 3), weights, strict=True)
-    )
-    assert isinstance(matrix, Tensor)
-    coefficients: Tensor = torch.linalg.solve(matrix, values.flatten(1)).reshape(values.shape)
+    # five neighboring coefficients make the value at a knot, so the matrix has five diagonals
+    diagonals = np.repeat([[piece[0]] for piece in BASIS[:5]], n, axis=1)
+    solved = solve_banded((2, 2), diagonals, values.flatten(1).numpy())
+    coefficients = torch.from_numpy(solved).reshape(values.shape)
     return coefficients[_MARGIN - 2 : _MARGIN + n_intervals + 3]

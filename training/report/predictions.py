@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
-from scipy.stats import spearmanr  # type: ignore[import-untyped]  # has no annotations
+from scipy.stats import spearmanr
 
 from ase_segnn.evaluation import Evaluation, predict
 

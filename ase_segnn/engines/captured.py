@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from ase.data import atomic_numbers
 
+from ase_segnn.engines.surroundings import Lock
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.model.compiled import compare_with_plain
 from ase_segnn.model.potential import Potential, Prediction
 
 _log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ _EXTRA_ATOMS = 1  # that the pairs of the padding belong to
 _ROOM = 1.1  # factor of the pairs that there are at first, for more of them later
 _LEAST_ROOM = 32  # pairs
 _WARM_UPS = 3  # runs before recording, in which libraries set up what must not be set up while recording
+
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong kernels gave
 
 Recorder = Callable[[Callable[[], Prediction], torch.device], tuple[Prediction, Callable[[], None]]]
 
@@ -62,9 +64,9 @@ class _Recording(NamedTuple):
 class CapturedPotential:
     """Energy, forces and stress as `Potential.predict` gives them, launched as one CUDA graph.
 
-    There is one recording without the stress and one with it. It is made anew for another number of atoms, and where a
-    structure has more pairs than it has room for, a tenth more than the structure that it was made for; its first
-    results are compared with the plain ones.
+    A recording is made anew for another number of atoms, and where a structure has more pairs than there is room for, a
+    tenth more than in the structure that was recorded. The first results of a recording are compared with the plain
+    ones.
 
     Parameters
     ----------
@@ -75,10 +77,11 @@ class CapturedPotential:
     def __init__(self, potential: Potential, *, record: Recorder = record_cuda_graph) -> None:
         self._potential, self._record = potential, record
         self._a_number = atomic_numbers[potential.elements[0]]
-        self._recordings: dict[bool, _Recording] = {}
+        self._recording: _Recording | None = None
+        self._lock = Lock()
 
-    def predict(self, graph: AtomicGraph, *, stress: bool = False) -> Prediction:
-        """Return energies, forces and, where asked for, stress of one structure.
+    def predict(self, graph: AtomicGraph) -> Prediction:
+        """Return energies, forces and stress of one structure; the stress is nan if its cell has no volume.
 
         Raises
         ------
@@ -89,19 +92,21 @@ class CapturedPotential:
         """
         if graph.n_structures != 1:
             raise ValueError(f"a recorded potential takes one structure at a time, got {graph.n_structures}")
-        recording = self._recordings.get(stress)
-        if recording is not None and recording.has_room_for(graph):
-            return self._replay(recording, graph)
-        recording = None
-        self._recordings.pop(stress, None)  # nothing holds it any more, so that its memory is free for the next
+        with self._lock.now:
+            return self._predict(graph)
+
+    def _predict(self, graph: AtomicGraph) -> Prediction:
+        if self._recording is not None and self._recording.has_room_for(graph):
+            return self._replay(self._recording, graph)
+        self._recording = None  # nothing holds it any more, so that its memory is free for the next
         n_edges = max(int(_ROOM * graph.n_edges), graph.n_edges + _LEAST_ROOM)
         still = self._padded(graph, graph.n_atoms + _EXTRA_ATOMS, n_edges)
-        results, replay = self._record(lambda: self._potential.predict(still, stress=stress), graph.positions.device)
+        results, replay = self._record(lambda: self._potential.predict(still, stress=True), graph.positions.device)
         _log.debug("recorded the potential for %d atoms and up to %d pairs", graph.n_atoms, n_edges)
         recording = _Recording(still, results, replay)
         prediction = self._replay(recording, graph)
-        compare_with_plain(self._potential, prediction, graph, stress=stress, what="recorded")
-        self._recordings[stress] = recording
+        _compare(self._potential, prediction, graph)
+        self._recording = recording
         return prediction
 
     def _replay(self, recording: _Recording, graph: AtomicGraph) -> Prediction:
@@ -111,14 +116,40 @@ class CapturedPotential:
         recording.replay()
         results, n = recording.results, graph.n_atoms
         assert results.forces is not None
+        assert results.stress is not None
         return Prediction(
             energy=results.energy[:1].clone(),
             atom_energies=results.atom_energies[:n].clone(),
             forces=results.forces[:n].clone(),
-            stress=None if results.stress is None else results.stress[:1].clone(),
+            stress=results.stress[:1].clone(),
         )
 
     def _padded(self, graph: AtomicGraph, n_atoms: int, n_edges: int) -> AtomicGraph:
         sizes = n_atoms - graph.n_atoms, n_edges - graph.n_edges
         padding = AtomicGraph.padding(*sizes, self._potential.cutoff, self._a_number, device=graph.positions.device)
         return AtomicGraph.batch([graph, padding])
+
+
+def _compare(potential: Potential, result: Prediction, graph: AtomicGraph) -> None:
+    """Stop if a result is not that of `Potential.predict`, by the scale of forces and energies in training or here.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    plain = potential.predict(graph, stress=True)
+    reference = potential.reference_energies[potential.species_of_number[graph.atomic_numbers]]
+    scale = potential.config.energy_scale
+    checks = [("energies", result.atom_energies - reference, plain.atom_energies - reference, scale)]
+    if result.forces is not None and plain.forces is not None:
+        checks.append(("forces", result.forces, plain.forces, scale))
+    if result.stress is not None and plain.stress is not None and plain.stress.isfinite().all():
+        checks.append(("stress", result.stress, plain.stress, scale * graph.n_atoms / graph.volumes().item()))
+    for name, value, expected, usual in checks:
+        error = (value - expected).abs().max().item()
+        allowed = _TOLERANCES[potential.dtype] * max(expected.abs().max().item(), usual)
+        if expected.isfinite().all() and not error <= allowed:
+            raise RuntimeError(
+                f"recorded {name} differ from the plain ones by {error:.2e}, at most {allowed:.2e} is allowed; use "
+                "compile=False, and please report this with your versions of torch and CUDA"
+            )

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ase_segnn.model.cpp import load_cpp
+from ase_segnn.engines.boundary import address
+from ase_segnn.engines.build import load_library
+from ase_segnn.engines.surroundings import threads_may_run
 from ase_segnn.model.edge_layout import Layout, edge_functions, why_no_loops
 from ase_segnn.model.message_source import BY_ENTRY, INPUTS, OF_EDGES, OUTPUTS, message_source
 from ase_segnn.model.segnn import SEGNN, Edges, MessageNetwork
@@ -101,11 +103,12 @@ class _Loops:
 
     def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._layout = layout
         self._sent_widths = [2 * dim * n * layout.channels for dim, n in zip(layout.dims, layout.n_slots, strict=True)]
         self._sums_widths = [dim * n * layout.channels for dim, n in zip(layout.dims, layout.n_products, strict=True)]
         self.dims = layout.dims
         self._arguments = _arguments(len(layout.dims))
-        self._library = load_cpp(message_source(layout, dtype))
+        self._library = load_library(message_source(layout, dtype))
 
     def sums(self, *inputs: Tensor) -> list[Tensor]:
         """Sum the messages: per entry (N, 2l+1, products * C)."""
@@ -140,12 +143,16 @@ class _Loops:
 
     def _edge_results(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         attributes, *others = inputs[2 : 2 + len(OF_EDGES)]  # the scalar of an attribute has no gradient
-        results = [torch.zeros_like(attributes), *(torch.empty_like(x) for x in others)]
+        dense = torch.contiguous_format
+        results = [
+            torch.zeros_like(attributes, memory_format=dense),
+            *(torch.empty_like(x, memory_format=dense) for x in others),
+        ]
         return {f"g_{name}": x for name, x in zip(OF_EDGES, results, strict=True)}
 
     def _node_results(self, inputs: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
-        n_nodes = inputs[-1].shape[0]
-        return [torch.zeros(torch.get_num_threads(), n_nodes, width, dtype=self._dtype) for width in widths]
+        n_nodes, n_threads = inputs[-1].shape[0], torch.get_num_threads() if threads_may_run() else 1
+        return [torch.zeros(n_threads, n_nodes, width, dtype=self._dtype, device="cpu") for width in widths]
 
     def _added(self, results: Sequence[Tensor]) -> list[Tensor]:
         """Add what the threads have found: (N, 2l+1, n)."""
@@ -154,15 +161,45 @@ class _Loops:
 
     def _call(self, name: str, arrays: dict[str, Any], results: dict[str, Any]) -> None:
         arguments = self._arguments()
-        arguments.n_edges, arguments.n_threads = len(arrays["centers"]), torch.get_num_threads()
-        arguments.n_nodes = arrays["sent"][0].shape[0]
+        n_nodes, n_edges = arrays["sent"][0].shape[0], len(arrays["centers"])
+        n_threads = min(len(x) for each in results.values() if isinstance(each, list) for x in each)
+        arguments.n_nodes, arguments.n_edges, arguments.n_threads = n_nodes, n_edges, n_threads
+        shapes = self._shapes(n_nodes, n_edges, n_threads)
         for key, value in {**arrays, **results}.items():
+            dtype = torch.int64 if key in ("centers", "neighbors") else self._dtype
             if isinstance(value, Tensor):
-                setattr(arguments, key, value.data_ptr())
+                setattr(arguments, key, address(key, value, dtype, shapes[key]))
             else:
-                for entry, tensor in enumerate(value):
-                    getattr(arguments, key)[entry] = tensor.data_ptr()
-        getattr(self._library, name)(ctypes.byref(arguments))
+                for entry, (tensor, shape) in enumerate(zip(value, shapes[key], strict=True)):
+                    getattr(arguments, key)[entry] = address(key, tensor, dtype, shape)
+        if getattr(self._library, name)(ctypes.byref(arguments)):
+            raise ValueError(f"an edge joins nodes that are not among the {n_nodes} of the graph")
+
+    def _shapes(self, n_nodes: int, n_edges: int, n_threads: int) -> dict[str, Any]:
+        """Shapes of all arrays; a list where there is one per entry."""
+        layout = self._layout
+        channels = layout.channels
+        sent, sums = (
+            [(n_nodes, dim, width // dim) for dim, width in zip(self.dims, widths, strict=True)]
+            for widths in (self._sent_widths, self._sums_widths)
+        )
+        of_threads = {
+            name: [(n_threads, n_nodes, width) for width in widths]
+            for name, widths in (
+                ("sums", self._sums_widths),
+                ("g_sent", self._sent_widths),
+                ("g_d_sums", self._sums_widths),
+            )
+        }
+        of_edges = {
+            "attributes": (n_edges, len(layout.degrees)),
+            "weights": (n_edges,),
+            "added": (n_edges, layout.n_slots[layout.scalars] * channels),
+            "factors": (n_edges, sum(layout.n_products) * channels),
+        }
+        others = {f"{prefix}_{name}": shape for prefix in "ug" for name, shape in of_edges.items()}
+        indices = {"centers": (n_edges,), "neighbors": (n_edges,)}
+        return {**indices, **of_edges, **others, **of_threads, "sent": sent, "u_sent": sent, "d_sums": sums}
 
 
 class _Sums(torch.autograd.Function):

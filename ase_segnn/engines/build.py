@@ -1,0 +1,183 @@
+"""Shared libraries from generated C++: compiled at first use on a machine, and kept in a cache of the user's own."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ase_segnn.caches import Cache
+
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+# Tried one after another: what all x86 and most other compilers take, what some take instead, and plain C++. Without
+# OpenMP one thread does all the work.
+_TARGETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+_COMPILERS = ("g++", "clang++", "c++")
+_WITHOUT = "compile=False does without"
+_LONGEST = 600.0  # seconds that another process is waited for; a library takes a few
+
+_loaded: dict[str, Any] = {}  # key -> library
+
+
+class NoCompilerError(RuntimeError):
+    """There is no C++ compiler, or it fails, or what it makes cannot be loaded."""
+
+
+def load_library(source: str) -> Any:
+    """Compile C++17, unless that was done before, and load the library for ctypes.
+
+    The compiler is the one that the environment variable CXX names, or the first of g++, clang++ and c++ that there is.
+    Libraries are kept in the cache "compiled", see `ase_segnn.caches.Cache`, by source, flags, version of the compiler
+    and processor. Of several processes that need one at a time, the first compiles it. A damaged library is compiled
+    again.
+
+    Parameters
+    ----------
+    source : C++ that includes nothing but the standard library and omp.h
+
+    Raises
+    ------
+    NoCompilerError
+    """
+    compiler = _compiler()
+    key = hashlib.sha256("\0".join([source, *map(str, _FLAGS + _TARGETS), _version(compiler), _processor()]).encode())
+    name = key.hexdigest()[:32]
+    if name not in _loaded:
+        try:
+            _loaded[name] = _from_cache(name, source, compiler)
+        except OSError as error:
+            raise NoCompilerError(f"what is compiled cannot be kept: {error}; {_WITHOUT}") from error
+    return _loaded[name]
+
+
+def _from_cache(name: str, source: str, compiler: tuple[str, ...]) -> Any:
+    cache = Cache("compiled")
+    folder = cache.folder
+    found = _load(folder, name)
+    if found is not None:
+        return found
+    with _locked(folder / f".{name}.lock"):
+        found = _load(folder, name)  # another process may have been first
+        if found is not None:
+            return found
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+            library = _compile(source, compiler, Path(temporary))
+            path = folder / _file_name(name, library.read_bytes())
+            library.replace(path)
+    cache.trim(keep=[path])
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NoCompilerError(
+            f"the compiled library cannot be loaded: {error}; set XDG_CACHE_HOME to a folder from which programs may "
+            "run, or use compile=False"
+        ) from error
+
+
+def _load(folder: Path, name: str) -> Any:
+    """Load a library that was compiled before and is whole; None if there is none."""
+    for path in folder.glob(f"{name}-*.so"):
+        with suppress(OSError):
+            if path.name == _file_name(name, path.read_bytes()):
+                library = ctypes.CDLL(str(path))
+                Cache.touch(path)
+                return library
+            path.unlink()
+    return None
+
+
+def _file_name(name: str, content: bytes) -> str:
+    """Name a library by what it was made from and what it is; one that is cut or changed does not fit its name."""
+    return f"{name}-{hashlib.sha256(content).hexdigest()[:32]}.so"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes out; where the file system has no locks, by a file that exists meanwhile."""
+    lock: filelock.BaseFileLock = filelock.FileLock(path, timeout=_LONGEST)
+    try:
+        lock.acquire()
+    except NotImplementedError:
+        lock = filelock.SoftFileLock(path, timeout=_LONGEST)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # who waits for it looks for the library first
+        lock.release()
+
+
+def _compile(source: str, compiler: tuple[str, ...], folder: Path) -> Path:
+    """Compile into a folder and return the path of the library."""
+    file, library = folder / "source.cpp", folder / "library.so"
+    file.write_text(source, encoding="utf-8")
+    messages = []
+    for target in _TARGETS:
+        command = [*compiler, *_FLAGS, *target, str(file), "-o", str(library)]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError as error:
+            raise NoCompilerError(f"compiling needs a C++ compiler such as g++: {error}; {_WITHOUT}") from error
+        if run.returncode == 0:
+            return library
+        messages.append(_first_error(run.stderr) or f"exit status {run.returncode}")
+    raise NoCompilerError(f"the C++ compiler '{shlex.join(compiler)}' fails: {messages[0]}; {_WITHOUT}")
+
+
+def _first_error(text: str) -> str:
+    """Return the line of a compiler's messages that says what is wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    wrong = [line for line in lines if re.search(r"\berror\b", line)]
+    return (wrong or lines or [""])[0]
+
+
+def _compiler() -> tuple[str, ...]:
+    """Return the command of the compiler.
+
+    Raises
+    ------
+    NoCompilerError
+    """
+    given = shlex.split(os.environ.get("CXX", ""))
+    for command in [given] if given else [[name] for name in _COMPILERS]:
+        if shutil.which(command[0]) is not None:
+            return tuple(command)
+    what = f"CXX names '{given[0]}', which is not there" if given else f"there is none of {', '.join(_COMPILERS)}"
+    raise NoCompilerError(f"compiling needs a C++ compiler, and {what}; {_WITHOUT}")
+
+
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> str:
+    """Return what a compiler says of itself."""
+    try:
+        run = subprocess.run([*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise NoCompilerError(
+            f"the C++ compiler '{shlex.join(compiler)}' cannot be run: {error}; {_WITHOUT}"
+        ) from error
+    return f"{shlex.join(compiler)}\n{run.stdout}"
+
+
+@functools.cache
+def _processor() -> str:
+    """Return what decides which instructions a processor has."""
+    lines: list[str] = []
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        first = text.partition("\n\n")[0].splitlines()
+        kinds = ("model name", "flags", "Features", "CPU part", "isa")
+        lines = sorted(line for line in first if line.startswith(kinds))
+    return "\n".join([platform.machine(), *(lines or [platform.processor()])])

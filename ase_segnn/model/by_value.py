@@ -1,0 +1,50 @@
+"""A potential or committee as numbers that are copied, to be handed to another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ase_segnn.model.committee import Committee
+from ase_segnn.model.config import PotentialConfig
+from ase_segnn.model.potential import Potential
+
+
+@dataclass(frozen=True, eq=False)
+class PotentialByValue:
+    """What a potential is made of, without tensors.
+
+    Whoever pickles a tensor to hand it to another process moves it into shared memory, in place; containers have little
+    of that. An array is copied.
+
+    Parameters
+    ----------
+    config : of each member
+    dtype : of the weights
+    members : name of each weight -> its numbers; more than one for a committee
+    """
+
+    config: PotentialConfig
+    dtype: torch.dtype
+    members: tuple[dict[str, NDArray[Any]], ...]
+
+    @classmethod
+    def of(cls, potential: Potential | Committee) -> PotentialByValue:
+        """Copy the numbers of a potential."""
+        members = potential.members if isinstance(potential, Committee) else [potential]
+        weights = ({name: np.array(x.numpy(force=True)) for name, x in one.state_dict().items()} for one in members)
+        return cls(potential.config, potential.dtype, tuple(weights))
+
+    def potential(self, device: torch.device) -> Potential | Committee:
+        """Make the potential on a device, frozen and in evaluation mode."""
+        members = []
+        for weights in self.members:
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+                member = Potential(self.config).to(self.dtype)
+            member.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
+            members.append(member.to(device).requires_grad_(False).eval())
+        return members[0] if len(members) == 1 else Committee(members)
