@@ -29,7 +29,7 @@ class Constant(Calculator):
 
 
 def frame(n_atoms: int = 2, **labels: object) -> Atoms:
-    atoms = Atoms(f"H{n_atoms}", np.arange(3.0 * n_atoms).reshape(-1, 3))
+    atoms = Atoms(f"H{n_atoms}", np.arange(3.0 * n_atoms).reshape(-1, 3), cell=[20, 20, 20], pbc=True)
     atoms.calc = SinglePointCalculator(atoms, **labels)
     return atoms
 
@@ -74,7 +74,7 @@ def test_frames_are_not_changed() -> None:
 def test_useless_labels_are_errors() -> None:
     with pytest.raises(ValueError, match="none of the 2 frames has an energy, forces or a stress"):
         evaluate(Constant(), [bulk("Cu"), frame(2)])
-    with pytest.raises(ValueError, match="frame 1 has a label that is not finite: energy"):
+    with pytest.raises(ValueError, match="'energy' of frame 1 is not finite"):
         evaluate(Constant(), [frame(2, energy=0.0), frame(2, energy=np.nan)])
 
 

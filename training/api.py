@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ase import Atoms
 
+from ase_segnn.label_choice import choose_labels
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 
 from .base import Base
-from .data import TrainingData
+from .data import TrainingData, tell_labels
 from .folder import RunFiles
-from .frames import Frame
+from .frames import LABEL_OPTIONS, Frame
 from .recipe import Recipe, make_recipe
 from .run import run_on
 from .store import FrameStore
@@ -38,7 +39,8 @@ def train(
 
     Parameters
     ----------
-    frames : with labels as results of a calculator or under their names in ``info`` and ``arrays``, as in files
+    frames : with labels as results of a calculator or under their names in ``info`` and ``arrays``, as in files; see
+        `ase_segnn.labels`. The log tells which are taken
     name : of the potential and its files
     validation : frames to watch the errors of the run with; by default a tenth of `frames`, drawn at random
     test : name -> frames to evaluate at the end
@@ -75,6 +77,10 @@ def train(
     if max_time is not None:
         raw["optimization"] = {**raw.get("optimization", {}), "max_time": max_time}
     recipe = make_recipe(raw, "these settings", Recipe)
+    choices = {
+        use: choose_labels(_named(use, given), recipe.data.label_keys, required=use == "train", options=LABEL_OPTIONS)
+        for use, given in sets.items()
+    }
     with TemporaryDirectory() as temporary:
         files = RunFiles(Path(temporary) / "run" if output is None else Path(output), name, recipe.committee)
         files.check(resume=False, overwrite=overwrite)
@@ -83,14 +89,18 @@ def train(
         stores = {
             use: FrameStore.build(
                 Path(temporary) / f"{number}.h5",
-                (
-                    Frame.from_atoms(atoms, f"{use}@{index}", recipe.data.label_keys)
-                    for index, atoms in enumerate(given)
-                ),
+                (Frame.from_atoms(atoms, source, choice) for source, atoms in _named(use, sets[use])),
                 network.cutoff,
+                choice.report,
             )
-            for number, (use, given) in enumerate(sets.items())
+            for number, (use, choice) in enumerate(choices.items())
         }
+        for use, store in stores.items():
+            tell_labels(use, store)
         known = () if base is None else base.potential.elements
         read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={}, known_elements=known)
         return run_on(read, recipe, files, base, overwrite=overwrite).potential
+
+
+def _named(use: str, frames: Sequence[Atoms]) -> Iterator[tuple[str, Atoms]]:
+    return ((f"{use}@{index}", atoms) for index, atoms in enumerate(frames))

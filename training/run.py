@@ -13,6 +13,7 @@ import torch
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.files import written_whole
+from ase_segnn.labels import LABELS
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
@@ -24,7 +25,6 @@ from .card import write_card
 from .data import TrainingData, least_squares_energies
 from .fit import CHECKPOINT, FitResult, check_logger, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of
-from .frames import LABELS
 from .potential_module import PotentialModule
 from .recipe import Recipe
 from .report import Verdict, examine, write_report
@@ -199,6 +199,8 @@ def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: 
     weights = {label: getattr(recipe.optimization, f"{label}_weight") for label in LABELS}
     auditor = Auditor(weights, data.training.store.cutoff, known_elements)
     for name, subset in {"training": data.training, **data.sets}.items():
+        if subset.store.labels is not None and (name == "training" or subset.store is not data.training.store):
+            auditor.add_labels(subset.store.labels, name)
         for frame in subset.frames():
             auditor.add(frame, name)
     audit = auditor.finish(data.reference_energies, data.origin_of_references)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from ase_segnn.files import written_whole
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.label_report import LabelReport
+from ase_segnn.labels import LABELS, LabelKeys, fingerprint
 from ase_segnn.neighbors import neighbor_list
 
 from .batches import LabeledGraph
-from .frames import LABELS, Frame, LabelKeys, read_frames
+from .frames import Frame, FrameFiles
 
-_FORMAT = 1  # of the file; part of its name
+_FORMAT = 2  # of the file; part of its name
 _ROWS_AT_ONCE = 65536  # of atoms or edges, between two writes
 # Per frame, per atom and per edge: name -> shape of a row and type.
 _OF_FRAMES = {
@@ -39,6 +41,7 @@ _OF_FRAMES = {
 _OF_ATOMS = {"positions": ((3,), "f8"), "numbers": ((), "u1"), "forces": ((3,), "f8")}
 _OF_EDGES = {"centers": ((), "i4"), "neighbors": ((), "i4"), "cell_shifts": ((3,), "i4")}
 _TEXTS = ("source", "group")
+_REPORT = "labels"
 
 
 class FrameStore:
@@ -49,6 +52,10 @@ class FrameStore:
     Parameters
     ----------
     path : of the file
+
+    Attributes
+    ----------
+    labels : what was taken as labels of these frames, and what was not; None if nothing was said of that
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,19 +66,30 @@ class FrameStore:
             table = {name: file[name][:] for name in _OF_FRAMES}
             self._texts = {name: [text.decode() for text in file[name][:]] for name in _TEXTS}
             self._numbers: NDArray[np.uint8] = file["numbers"][:]
+            report = file[_REPORT][()].decode()
+        self.labels = LabelReport.model_validate_json(report) if report else None
         self._table: dict[str, NDArray[Any]] = table
         self._first_atom = np.concatenate([[0], table["n_atoms"].cumsum()])
         self._first_edge = np.concatenate([[0], table["n_edges"].cumsum()])
 
     @classmethod
-    def build(cls, path: Path, frames: Iterable[Frame], cutoff: float) -> FrameStore:
+    def build(cls, path: Path, frames: Iterable[Frame], cutoff: float, labels: LabelReport | None = None) -> FrameStore:
         """Write frames, which may come one at a time, and the graphs of their pairs within `cutoff` (Å).
 
         The file appears at `path` once it is whole.
+
+        Parameters
+        ----------
+        path : of the file
+        frames : with their labels
+        cutoff : Å
+        labels : what was said when these labels were chosen
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs["cutoff"] = cutoff
+            text = "" if labels is None else labels.model_dump_json()
+            file.create_dataset(_REPORT, data=text, dtype=h5py.string_dtype())
             writer = _Writer(file)
             for frame in frames:
                 writer.add(frame, cutoff)
@@ -80,24 +98,44 @@ class FrameStore:
 
     @classmethod
     def of_files(
-        cls, files: Mapping[str, Path], checksums: Mapping[str, str], keys: LabelKeys, cutoff: float, cache: Path
+        cls,
+        files: Mapping[str, Path],
+        checksums: Mapping[str, str],
+        keys: LabelKeys,
+        cutoff: float,
+        cache: Path,
+        *,
+        required: bool = True,
+        may_fail: Collection[str] = (),
     ) -> FrameStore:
         """Return the store of some files, by name, from the folder `cache`; it is built there if it is not yet.
 
-        The file of the store is named after the contents and names of the files, the names of labels and the cutoff.
+        The file of the store is named after all that decides what is in it: contents and names of the files, names of
+        labels, those that are given and the table of the others, and the cutoff.
+
+        Parameters
+        ----------
+        files, checksums : name -> path and SHA-256
+        keys, required : names of labels, and whether some frame must have those that are given
+        cutoff : Å
+        cache : folder
+        may_fail : names of files that are left out if they cannot be read
 
         Raises
         ------
         ValueError
-            If a file cannot be read or a frame is not as it should be; see `read_frames`.
+            If a file cannot be read or a frame is not as it should be; see `ase_segnn.label_choice.choose_labels`.
         """
-        key = json.dumps([_FORMAT, [(name, checksums[name]) for name in files], keys.model_dump(), cutoff])
+        contents = [(name, checksums[name], name in may_fail) for name in files]
+        key = json.dumps([_FORMAT, fingerprint(), contents, keys.model_dump(), required, cutoff])
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.h5"
         if path.is_file():
             with suppress(OSError):  # it may be somebody else's
                 path.touch()  # for those who clean up by age
             return cls(path)
-        return cls.build(path, (frame for name in files for frame in read_frames(files[name], keys, name)), cutoff)
+        data_set = FrameFiles(files, may_fail)
+        choice = data_set.choose_labels(keys, required=required)
+        return cls.build(path, data_set.frames(choice), cutoff, choice.report)
 
     def __len__(self) -> int:
         return len(self.n_atoms)

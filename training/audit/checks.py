@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import LABELS
+from ase_segnn.label_report import LabelReport
+from ase_segnn.labels import LABELS
+
 from .findings import TRAINING, VALIDATION, Collected, Finding
 from .work import Slope
 
@@ -20,7 +22,29 @@ _NET_FORCE = 0.05  # error of a force that the sum of forces tells of, over the 
 _FEWEST = 20  # frames of a group from which outliers are told
 _FAR = 10  # standard deviations, estimated by the median deviation
 _GAP = 3  # times farther than 95 of 100 frames of the group; many far frames are another kind of frame
+_REPEATS = 3  # structures with exactly the same forces or stress
 _STIFFEST = 6.3  # eV/Å³, about 1000 GPa, twice that of diamond
+
+
+def sources(reports: Mapping[str, LabelReport]) -> Iterator[Finding]:
+    """Pass on what was told when files were read, and tell labels from other places than those of training."""
+    for name, report in reports.items():
+        for remark in report.remarks:
+            yield Finding(remark.severity, f"{name}: {remark.title}", f"{_sentence(remark.text)}.", remark.frames)
+    training = reports.get(TRAINING)
+    for name, report in reports.items():
+        for label, source in report.sources.items():
+            expected = source if training is None else training.sources.get(label, source)
+            if source != expected and report.counts[label]:
+                text = (
+                    f"The {label} of {name} is from {source}, that of training from {expected}. Make sure that both "
+                    "are of one method; otherwise the errors tell nothing."
+                )
+                yield Finding("warning", f"{name} has the {label} from elsewhere", text)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def labels(data: Collected) -> Iterator[Finding]:
@@ -152,6 +176,34 @@ def stress(data: Collected) -> Iterator[Finding]:
             "they did not compute. Remove these stresses, or leave stress out of the objective."
         )
         yield data.finding("stress", "stresses that are exactly zero", text, zero)
+
+
+def placeholders(data: Collected) -> Iterator[Finding]:
+    """Look for labels that were filled in where nothing was computed: one number, or the same in many frames."""
+    rows = data.rows
+    zero = (rows["energy"] == 0) & ~rows["isolated"]
+    if zero.any():
+        text = (
+            f"{zero.sum()} of {data.has('energy').sum()} energies are exactly zero, which some programs write for what "
+            "they did not compute. Leave these labels out, or give them a config_energy_weight of zero."
+        )
+        yield data.finding("energy", "energies that are exactly zero", text, zero)
+    for column, (label, largest) in enumerate((("forces", "largest_force"), ("stress", "largest_stress"))):
+        has = data.has(label) & (rows["n_atoms"] > 1) & (rows[largest] > 0)
+        found = has & rows["constant"][:, column]
+        indices = np.flatnonzero(has)
+        _, inverse = np.unique(rows[f"{label}_hash"][indices], return_inverse=True)
+        for number in np.flatnonzero(np.bincount(inverse) >= _REPEATS):
+            members = indices[inverse == number]
+            if min(len(np.unique(rows["structure"][members, grid])) for grid in (0, 1)) >= _REPEATS:
+                found[members] = True
+        if found.any():
+            text = (
+                f"In {found.sum()} of {data.has(label).sum()} frames the {label} are one number for all components, or "
+                "exactly those of other structures. They seem to be placeholders for what was not computed: leave them "
+                f"out, or give these frames a config_{label}_weight of zero."
+            )
+            yield data.finding(label, f"{label} that were not computed", text, found)
 
 
 def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[Finding]:

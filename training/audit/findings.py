@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import LABELS
+from ase_segnn.labels import LABELS
 
 _Integers = NDArray[np.int64]
 _Bools = NDArray[np.bool_]

@@ -10,9 +10,10 @@ from ase.data import covalent_radii
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
+from ase_segnn.labels import LABELS
 from ase_segnn.neighbors import NeighborList, neighbor_list
 
-from ..frames import LABELS, Frame
+from ..frames import Frame
 
 _Floats = NDArray[np.float64]
 Row = tuple[float | int | bool | tuple[float, ...], ...]
@@ -31,7 +32,10 @@ ROW = np.dtype(
         ("force_rms", "f8"),  # eV/Å, of components
         ("net_force", "f8"),  # eV/Å, length of the sum
         ("untold_forces", "i4"),  # forces that are exactly zero where symmetry does not ask for it
+        ("forces_hash", "i8"),
         ("largest_stress", "f8"),  # eV/Å³, of components
+        ("stress_hash", "i8"),
+        ("constant", "?", 2),  # whether all components of forces, of stress are the same number and not zero
         ("mean_stress", "f8"),  # eV/Å³, a third of the trace
         ("volume", "f8"),  # Å³
         ("closeness", "f8"),  # shortest distance over the sum of the two covalent radii
@@ -110,7 +114,7 @@ def measure(frame: Frame, data_set: int, group: int, composition: int, cutoff: f
     nan, atoms = math.nan, frame.atoms
     try:
         shortest, closeness, lone_atoms = _distances(frame, cutoff)
-        forces = (nan, nan, nan, 0) if frame.forces is None else _force_numbers(frame, frame.forces, cutoff)
+        forces = (nan, nan, nan, 0, 0) if frame.forces is None else _force_numbers(frame, frame.forces, cutoff)
     except ValueError as error:
         raise ValueError(f"{frame.source}: {error}") from error
     stress = frame.stress
@@ -124,6 +128,8 @@ def measure(frame: Frame, data_set: int, group: int, composition: int, cutoff: f
         nan if frame.energy is None else frame.energy,
         *forces,
         nan if stress is None else float(np.abs(stress).max()),
+        0 if stress is None else hash(stress.tobytes()),
+        (_is_constant(frame.forces), _is_constant(stress)),
         nan if stress is None else float(np.trace(stress)) / 3,
         float(atoms.get_volume()) if atoms.pbc.all() else nan,
         closeness,
@@ -162,14 +168,19 @@ def _edges(frame: Frame, pairs: NeighborList) -> tuple[NDArray[np.int64], NDArra
     return centers, neighbors, x[neighbors] - x[centers] + pairs.cell_shifts.numpy() @ frame.atoms.cell.array
 
 
-def _force_numbers(frame: Frame, forces: _Floats, cutoff: float) -> tuple[float, float, float, int]:
+def _force_numbers(frame: Frame, forces: _Floats, cutoff: float) -> tuple[float, float, float, int, int]:
     zero = ~forces.any(axis=1)
     return (
         math.sqrt(np.square(forces).sum(axis=1).max()),
         math.sqrt(np.square(forces).mean()),
         float(np.linalg.norm(forces.sum(axis=0))),
         int((zero & _lopsided(frame, cutoff)).sum()) if zero.any() and len(forces) > 1 else 0,
+        hash(forces.tobytes()),
     )
+
+
+def _is_constant(values: _Floats | None) -> bool:
+    return values is not None and bool(values.flat[0]) and bool((values == values.flat[0]).all())
 
 
 def _lopsided(frame: Frame, cutoff: float) -> NDArray[np.bool_]:

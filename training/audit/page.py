@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..frames import LABELS
+from ase_segnn.labels import LABELS
+
 from .findings import Finding
 from .work import Slope
 
@@ -47,6 +48,16 @@ def page(audit: Audit) -> str:
         _table(
             ["data set", "group", "frames", *LABELS],
             ([*key, *(counts.get(name, 0) for name in ("frames", *LABELS))] for key, counts in audit.frames.items()),
+        ),
+        "## Where labels are from",
+        "As read from files. Validation and test frames that are drawn from the training files stand with these.",
+        _table(
+            ["data set", "label", "frames", "source"],
+            (
+                [name, label, report.counts[label], report.sources.get(label, "none")]
+                for name, report in audit.labels.items()
+                for label in LABELS
+            ),
         ),
         "## Elements",
         f"Of all data sets. Reference energies used: {audit.origin}. Those of the frames fit compositions alone.",
