@@ -16,9 +16,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from ase_segnn.calculator import SEGNNCalculator
-from ase_segnn.label_choice import LabelChoice, choose_labels
-from ase_segnn.label_report import LabelReport
-from ase_segnn.labels import LABELS, LabelKeys
+from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, LabelReport, choose_labels
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +87,7 @@ def evaluate(
     ------
     ValueError
         If no frame has any of the labels, a label is not usable or no frame has a key; the error names frames. See
-        `ase_segnn.label_choice.choose_labels`.
+        `ase_segnn.labels.choose_labels`.
     ValueError, RuntimeError
         If the calculator fails for a frame, which the error names.
     """
@@ -97,6 +95,7 @@ def evaluate(
     choice = choose_labels(named, keys)
     for remark in choice.report.remarks:
         _log.log(logging.WARNING if remark.severity == "warning" else logging.INFO, "%s", remark)
+    choice.report.check()
     return evaluate_chosen(calculator, named, choice, on_frame=on_frame)
 
 
@@ -125,9 +124,6 @@ def evaluate_chosen(
                 n_labeled[name] = n_labeled.get(name, 0) + 1
             if on_frame is not None:
                 on_frame()
-    if not n_labeled:
-        remarks = "".join(f"; {remark}" for remark in choice.report.remarks)
-        raise ValueError(f"none of the {len(frames)} frames has an energy, forces or a stress to compare with{remarks}")
     return Evaluation(
         {name: np.concatenate(labels[name]) for name in n_labeled},
         {name: np.concatenate(predictions[name]) for name in n_labeled},

@@ -135,14 +135,15 @@ def test_info_counts_the_members_of_a_committee(committee: str) -> None:
 # ---- evaluate
 
 
-def test_evaluate_prints_errors_and_draws_a_plot(folder: Path) -> None:
+def test_evaluate_prints_errors_and_draws_a_plot_if_asked(folder: Path) -> None:
     ase.io.write("exact.xyz", [label(molecule("H2O")), label(bulk("Cu", cubic=True))])
     ase.io.write("off.xyz", [label(molecule("H2O"), noise=0.05)])
     text = run("evaluate", "pot.safetensors", "exact.xyz", "off.xyz")
     exact, off = text.split("off.xyz: 1 frames")
     assert "exact.xyz: 2 frames" in exact
-    assert "stress" in exact
-    assert "stress" not in off
+    assert "stress, meV" in exact
+    assert "stress, meV" not in off
+    assert "energy of 1 frames from 'energy' of the calculator results; forces of 1 frames" in off
     rows = {
         line.split("│")[1].strip(): [x.strip() for x in line.split("│")[2:6]]
         for line in off.splitlines()
@@ -150,11 +151,12 @@ def test_evaluate_prints_errors_and_draws_a_plot(folder: Path) -> None:
     }
     assert rows["energy, meV"] == ["1", "1", "50.00", "50.00"]
     assert rows["force components, meV/Å"] == ["1", "9", "50.00", "50.00"]
+    assert not list(folder.glob("*.png"))
+    plot = ("--plot", "parity.png")
+    run("evaluate", "pot.safetensors", "exact.xyz@0", *plot, "--dtype", "float64")
     assert (folder / "parity.png").read_bytes().startswith(b"\x89PNG")
-    assert "'parity.png' exists already" in run("evaluate", "pot.safetensors", "exact.xyz", code=2)
-    run("evaluate", "pot.safetensors", "exact.xyz", "--force")
-    run("evaluate", "pot.safetensors", "exact.xyz@0", "--plot", "other.png", "--dtype", "float64")
-    assert (folder / "other.png").exists()
+    assert "'parity.png' exists already" in run("evaluate", "pot.safetensors", "exact.xyz", *plot, code=2)
+    run("evaluate", "pot.safetensors", "exact.xyz", *plot, "--force")
 
 
 # ---- relax

@@ -9,7 +9,7 @@ from typing import Any
 
 from ase import Atoms
 
-from ase_segnn.label_choice import choose_labels
+from ase_segnn.labels import choose_labels
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 

@@ -13,9 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
-from ase_segnn.label_choice import LabelChoice, choose_labels
-from ase_segnn.label_report import Remark
-from ase_segnn.labels import LABELS, LabelKeys
+from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, Remark, choose_labels
 
 # What the options for names of labels are called in messages.
 LABEL_OPTIONS = {label: f"data.{label}_key" for label in LABELS}
@@ -141,7 +139,7 @@ def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = No
     Raises
     ------
     ValueError
-        As `read_atoms` and `ase_segnn.label_choice.choose_labels`.
+        As `read_atoms` and `ase_segnn.labels.choose_labels`.
     """
     files = FrameFiles({name or path.name: path})
     yield from files.frames(files.choose_labels(keys, required=False))
@@ -189,7 +187,7 @@ class FrameFiles:
             raise ValueError(f"none of {len(self._files)} files can be read; {next(iter(self.left_out.values()))}")
 
     def choose_labels(self, keys: LabelKeys | None = None, *, required: bool = True) -> LabelChoice:
-        """Decide where the labels are, as `ase_segnn.label_choice.choose_labels`; files left out are remarked on."""
+        """Decide where the labels are, as `ase_segnn.labels.choose_labels`; files left out are remarked on."""
         choice = choose_labels(self, keys, required=required, options=LABEL_OPTIONS)
         if not self.left_out:
             return choice

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ase_segnn.files import written_whole
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.label_report import LabelReport
-from ase_segnn.labels import LABELS, LabelKeys, fingerprint
+from ase_segnn.labels import LABELS, LabelKeys, LabelReport
+from ase_segnn.labels.names import fingerprint
 from ase_segnn.neighbors import neighbor_list
 
 from .batches import LabeledGraph
@@ -124,15 +124,18 @@ class FrameStore:
         Raises
         ------
         ValueError
-            If a file cannot be read or a frame is not as it should be; see `ase_segnn.label_choice.choose_labels`.
+            If a file cannot be read or a frame is not as it should be; see `ase_segnn.labels.choose_labels`.
         """
         contents = [(name, checksums[name], name in may_fail) for name in files]
-        key = json.dumps([_FORMAT, fingerprint(), contents, keys.model_dump(), required, cutoff])
+        key = json.dumps([_FORMAT, fingerprint(), contents, keys.model_dump(), cutoff])
         path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.h5"
         if path.is_file():
             with suppress(OSError):  # it may be somebody else's
                 path.touch()  # for those who clean up by age
-            return cls(path)
+            store = cls(path)
+            given = [label for label, key in keys.model_dump().items() if key is not None]
+            if not required or (store.labels is not None and all(label in store.labels.sources for label in given)):
+                return store
         data_set = FrameFiles(files, may_fail)
         choice = data_set.choose_labels(keys, required=required)
         return cls.build(path, data_set.frames(choice), cutoff, choice.report)

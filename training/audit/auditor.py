@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase.data import chemical_symbols
 
-from ase_segnn.label_report import LabelReport
-from ase_segnn.labels import LABELS
+from ase_segnn.labels import LABELS, LabelReport
 
 from ..frames import Frame
 from . import checks, energies, page
 from .findings import Collected, Finding
-from .numbers import Rows, Spread, measure
+from .numbers import Rows, Spread, measure, without_placeholders
 from .work import Slope, Work
 
 _SEVERITIES = ("error", "warning", "note")
@@ -32,7 +31,7 @@ class Audit:
     Parameters
     ----------
     findings : errors first, notes last
-    frames : (data set, group) -> numbers of frames, and of those with each label
+    frames : (data set, group) -> numbers of frames, and of those with each label and a weight for it
     elements : symbol -> atoms and frames that have it, in all data sets
     periodicity : (data set, directions that are periodic) -> frames
     spreads : (data set, quantity with its unit) -> its values
@@ -132,6 +131,7 @@ class Auditor:
             )
         )
         self._sources.append(frame.source)
+        frame = without_placeholders(frame)
         self._work.add(frame)
         self._frames[data_set, frame.group].update(["frames", *frame.labels])
         directions = ", ".join(axis for axis, there in zip("xyz", frame.atoms.pbc, strict=True) if there)

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ase_segnn.label_report import LabelReport
-from ase_segnn.labels import LABELS
+from ase_segnn.labels import LABELS, LabelReport
 
 from .findings import TRAINING, VALIDATION, Collected, Finding
 from .work import Slope
@@ -54,7 +53,7 @@ def labels(data: Collected) -> Iterator[Finding]:
         yield Finding("error", "no training frames", "There is nothing to learn from.")
         return
     for label in LABELS:
-        has, wanted, counts = data.has(label), data.weights.get(label, 0.0), data.counts_for(label)
+        has, wanted, counts = data.present(label), data.weights.get(label, 0.0), data.counts_for(label)
         there = training & has
         if not wanted > 0:
             if there.any():
@@ -199,11 +198,11 @@ def placeholders(data: Collected) -> Iterator[Finding]:
                 found[members] = True
         if found.any():
             text = (
-                f"In {found.sum()} of {data.has(label).sum()} frames the {label} are one number for all components, or "
-                "exactly those of other structures. They seem to be placeholders for what was not computed: leave them "
-                f"out, or give these frames a config_{label}_weight of zero."
+                f"In {found.sum()} of {data.has(label).sum()} frames, all components of the {label} are one number, or "
+                "exactly those of other structures. Such numbers stand for what was not computed: leave them out, or "
+                f"give these frames a config_{label}_weight of zero."
             )
-            yield data.finding(label, f"{label} that were not computed", text, found)
+            yield data.finding(label, f"placeholders instead of {label}", text, found)
 
 
 def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[Finding]:

@@ -66,9 +66,13 @@ class Collected:
         return np.asarray(self.rows["data_set"] == index, dtype=bool)
 
     def has(self, label: str) -> _Bools:
-        """Mask of the frames that have a label, (n,)."""
+        """Mask of the frames that have a label with a weight, (n,)."""
         column = {"energy": "energy", "forces": "largest_force", "stress": "largest_stress"}[label]
         return np.asarray(~np.isnan(self.rows[column]), dtype=bool)
+
+    def present(self, label: str) -> _Bools:
+        """Mask of the frames that have a label, whatever its weight, (n,)."""
+        return np.asarray(self.rows["present"][:, LABELS.index(label)], dtype=bool)
 
     def atoms(self, frames: _Bools) -> _Integers:
         """Atoms of each element in the masked frames, (n_masked, n_elements)."""

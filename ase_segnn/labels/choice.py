@@ -1,6 +1,6 @@
 """Which labels of a data set are taken: decided once for all its frames.
 
-The order in which names are tried is that of `ase_segnn.labels`. `choose_labels` surveys the frames and decides;
+The order in which names are tried is that of `ase_segnn.labels.names`. `choose_labels` surveys the frames and decides;
 `LabelChoice` then reads the labels of each frame.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from ase_segnn.label_report import UNITS, LabelReport, Remark, make_report
-from ase_segnn.label_survey import LabelSurvey, Place, SomeFrames, named_values
-from ase_segnn.label_values import LabelError, frame_weights, has_volume, label_value
-from ase_segnn.labels import FAMILIES, LABELS, LabelKeys, Spelling, looks_like_label, same_name
+from .names import FAMILIES, LABELS, LabelKeys, Spelling, looks_like_label, same_name
+from .report import UNITS, LabelReport, Remark, make_report, verb
+from .survey import LabelSurvey, Place, SomeFrames, named_values
+from .values import LabelError, frame_weights, has_volume, label_value
 
 _Floats = NDArray[np.float64]
 _AGREEING = 0.99  # share of frames from which two sources count as one computation
@@ -155,7 +155,9 @@ class _Chooser:
             else:
                 text = f"no frame has '{key}', which {option} names{self._instead(key)}"
             if required:
-                raise ValueError(f"{text}; give {option} another name, or leave it out")
+                raise ValueError(
+                    f"{text}{' Give' if text.endswith('?') else '; give'} {option} another name, or leave it out"
+                )
             self._remarks.append(Remark(severity="warning", title=f"no {label}", text=text))
             self._places[label] = []
 
@@ -219,8 +221,8 @@ class _Chooser:
         text = (
             f"{survey.count(label, places)} frames have it as {label}, but it is of another computation than "
             f"{survey.named(other, self._places[other])}: the {other} beside it differs in {found.both - found.equal} "
-            f"of {found.both} frames, by up to {found.largest:.3g} {UNITS[other]}. If the {label} is right all the "
-            f"same, give {self._options[label]}: {places[0].name}"
+            f"of {found.both} frames, by up to {found.largest:.3g} {UNITS[other]}. If its {label} {verb(label)} right "
+            f"all the same, give {self._options[label]}: {places[0].name}"
         )
         frames = tuple(survey.tallies[label][places[0]].frames.first)
         title = f"not used: {survey.named(label, places)}"
@@ -242,7 +244,7 @@ class _Chooser:
         frames = SomeFrames.joined(left.values())
         others = " or ".join(dict.fromkeys(str(place) for places in left for place in places))
         raise ValueError(
-            f"the {label} is {survey.named(label, taken)} in {survey.count(label, taken)} frames, but {frames} "
+            f"{label} {verb(label)} {survey.named(label, taken)} in {survey.count(label, taken)} frames, but {frames} "
             f"{frames.have} only {others}; labels of one data set must not be mixed: write all under one name, or give "
             f"{self._options[label]}, which leaves the frames without this name unlabeled"
         )

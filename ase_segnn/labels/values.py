@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
-from ase_segnn.labels import LABELS, Spelling, weighted_labels
+from .names import LABELS, Spelling, weighted_labels
 
 _Floats = NDArray[np.float64]
 _CELLS = ("lattice", "latticevectors", "cell", "cellvectors", "unitcell", "box", "boxvectors", "supercell")
@@ -142,6 +142,16 @@ def lost_cell(atoms: Atoms) -> str | None:
             if cell.size in {3, 6, 9} and cell.any() and not _is_cell_of(atoms, cell):
                 return name
     return None
+
+
+def explain_lost_cell(name: str, atoms: Atoms) -> str:
+    """Say what is wrong with a frame that lost its cell, see `lost_cell`, for after its name."""
+    periodic = "not periodic" if not atoms.pbc.any() else f"periodic with pbc={atoms.pbc.tolist()}"
+    return (
+        f"has '{name}' beside a structure that is {periodic}, with {atoms.cell.rank} cell vectors: a crystal without "
+        "its cell is taken for a cluster. Files name them Lattice and pbc, in this spelling: rename "
+        f"'{name}', or remove it if it means something else"
+    )
 
 
 def _is_cell_of(atoms: Atoms, cell: _Floats) -> bool:

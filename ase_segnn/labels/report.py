@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ase_segnn.label_survey import Comparison, LabelSurvey, Place
-from ase_segnn.labels import LABELS
+from .names import LABELS
+from .survey import Comparison, LabelSurvey, Place
 
 _FREE_ENERGY = 1e-3  # eV/atom, a difference to the energy that is more than a note
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}  # of differences
@@ -55,6 +55,19 @@ class LabelReport(BaseModel):
     counts: dict[str, int]
     sources: dict[str, str]
     remarks: tuple[Remark, ...] = ()
+
+    def check(self) -> None:
+        """Refuse data sets without any label.
+
+        Raises
+        ------
+        ValueError
+        """
+        if not any(self.counts.values()):
+            remarks = "".join(f"; {remark}" for remark in self.remarks)
+            raise ValueError(
+                f"none of the {self.n_frames} frames has an energy, forces or a stress to compare with{remarks}"
+            )
 
     def line(self) -> str:
         """All labels in one line: number of frames and source of each."""
@@ -146,7 +159,7 @@ def _on_unused(survey: LabelSurvey, places: Places, options: Mapping[str, str], 
             differ = found.both - found.equal
             text = f"{tally.frames.count} frames have it"
             if taken:
-                text += f"; the {label} is taken from {survey.named(label, taken)}"
+                text += f"; {label} {verb(label)} taken from {survey.named(label, taken)}"
             if differ:
                 text += f", from which it differs in {differ} of {found.both} frames, {_by(label, found)}"
             elif found.both:
@@ -182,6 +195,11 @@ def _on_lookalikes(survey: LabelSurvey, places: Places, options: Mapping[str, st
             "take labels of any name"
         )
         yield Remark(severity="note", title="not used, though names look like labels", text=text)
+
+
+def verb(label: str) -> str:
+    """Return "is" or "are"."""
+    return "are" if label == "forces" else "is"
 
 
 def _by(label: str, comparison: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""What there is in the frames of a data set that may be labels: counted frame by frame, judged by `label_choice`."""
+"""What there is in the frames of a data set that may be labels: counted frame by frame, judged by `choice`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from ase_segnn.label_values import LabelError, frame_weights, has_volume, is_stale, label_value, lost_cell
-from ase_segnn.labels import LABELS, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
+from .names import LABELS, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
+from .values import LabelError, explain_lost_cell, frame_weights, has_volume, is_stale, label_value, lost_cell
 
 _Floats = NDArray[np.float64]
 _SHOWN, _KEPT = 3, 12  # names of frames in a message, and those that are kept for a page
@@ -160,7 +160,7 @@ class LabelSurvey:
             return
         name = lost_cell(atoms)
         if name is not None:
-            self.broken[_lost(name, atoms)].add(source)
+            self.broken[explain_lost_cell(name, atoms)].add(source)
             return
         try:
             weights = frame_weights(atoms.info)
@@ -302,12 +302,3 @@ def _is_zero(value: Any) -> bool:
         return not np.asarray(value, dtype=np.float64).any()
     except (TypeError, ValueError):
         return False
-
-
-def _lost(name: str, atoms: Atoms) -> str:
-    periodic = "not periodic" if not atoms.pbc.any() else f"periodic with pbc={atoms.pbc.tolist()}"
-    return (
-        f"has '{name}' beside a structure that is {periodic}, with {atoms.cell.rank} cell vectors: a crystal without "
-        "its cell is taken for a cluster. Files name them Lattice and pbc, in this spelling: rename "
-        f"'{name}', or remove it if it means something else"
-    )

@@ -70,7 +70,7 @@ _NO_LABELS = ("energystd", "energiesstd", "forcesstd", "maxforcesstd", "energies
 
 
 class LabelKeys(BaseModel):
-    """What labels are called in a file, if not as `ase_segnn.labels` has it or to choose one of several.
+    """What labels are called in a file, if not as `ase_segnn.labels.names` has it or to choose one of several.
 
     Each key is looked for among a frame's calculator results, ``info`` and ``arrays``. A name that contains "virial"
     stands for minus the stress times the volume, in eV.
