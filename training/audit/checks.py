@@ -227,6 +227,18 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
         yield from _stress_by_volume(data)
 
 
+def unrelated(data: Collected, slopes: Mapping[str, Slope]) -> Iterator[Finding]:
+    """Look for energies of one computation beside forces or stresses of another, by the work between near frames."""
+    for label, slope in slopes.items():
+        if slope.is_absent:
+            text = (
+                f"Between {slope.n_pairs} pairs of similar frames, energies change without any relation to the work of the "
+                f"{label} (correlation {slope.correlation:.2f}, it should be near 1). One of both is of another "
+                "computation, of another structure, or was not computed."
+            )
+            yield data.finding(label, f"energies do not follow the {label}", text, np.zeros(0, dtype=np.int64))
+
+
 def _stress_by_volume(data: Collected) -> Iterator[Finding]:
     """Sign and size by the bulk modulus: in tension the volume is larger."""
     rows = data.rows
