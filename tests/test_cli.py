@@ -159,6 +159,74 @@ def test_evaluate_prints_errors_and_draws_a_plot_if_asked(folder: Path) -> None:
     run("evaluate", "pot.safetensors", "exact.xyz", *plot, "--force")
 
 
+def test_evaluate_takes_the_labels_that_train_takes() -> None:
+    frames = []
+    for seed in range(6):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=seed)
+        labels = label(atoms).calc.results
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = labels["energy"], labels["forces"]
+        atoms.calc = SinglePointCalculator(atoms, energy=labels["energy"] + 100, forces=np.zeros((4, 3)))
+        frames.append(atoms)
+    ase.io.write("frames.xyz", frames)
+    text = run("evaluate", "pot.safetensors", "frames.xyz")
+    assert re.search(r"energy, meV +│ 6 +│ 6 +│ 0\.0\d +│ 0\.0\d", text)
+    assert re.search(r"force components, meV/Å +│ 6 +│ 72 +│ 0\.0\d +│ 0\.0\d", text)
+    assert "labels: energy of 6 frames from 'REF_energy'; forces of 6 frames from 'REF_forces'; no stress" in text
+    assert "warning: not used: 'energy' of the calculator results: 6 frames have it" in text
+    text = run("evaluate", "pot.safetensors", "frames.xyz", "--energy-key", "energy", "--forces-key", "forces")
+    assert re.search(r"energy, meV +│ 6 +│ 6 +│ 100000\.0\d", text)
+    text = run("evaluate", "pot.safetensors", "frames.xyz", "--stress-key", "REF_strss", code=2)
+    assert text.startswith("error: 'frames.xyz': no frame has 'REF_strss', which --stress-key names")
+    for atoms in frames:
+        atoms.info["my_energy"] = atoms.info.pop("REF_energy")
+        atoms.calc = None
+        del atoms.arrays["REF_forces"]
+    ase.io.write("own.xyz", frames)
+    assert "'my_energy' (6 frames)" in run("evaluate", "pot.safetensors", "own.xyz", code=2)
+    run("evaluate", "pot.safetensors", "own.xyz", "--energy-key", "my_energy")
+
+
+def test_evaluate_names_frames_as_the_file_has_them() -> None:
+    frames = [bulk("Cu", cubic=True) for _ in range(8)]
+    frames[6].symbols[0] = "Ag"
+    for index, atoms in enumerate(frames[2:], start=2):
+        stress = {"stress": np.zeros(6)} if index < 5 else {}
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((4, 3)), **stress)
+    ase.io.write("frames.xyz", frames)
+    for selection in ("", "@3:", "@0::2", "@-2"):
+        text = run("evaluate", "pot.safetensors", f"frames.xyz{selection}", code=2)
+        assert text.strip().startswith("error: frames.xyz@6: ")
+        assert "this structure also has Ag" in text
+    frames[4].calc.results["energy"] = np.nan
+    ase.io.write("frames.xyz", frames)
+    text = run("evaluate", "pot.safetensors", "frames.xyz@3:6", code=2)
+    assert text.startswith("error: 'frames.xyz@3:6': 'energy' of frames.xyz@4 is not finite")
+
+
+def test_a_slab_among_crystals_does_not_stop_evaluate() -> None:
+    frames = [label(bulk("Cu", cubic=True)) for _ in range(4)]
+    slab = bulk("Cu", cubic=True)
+    slab.center(vacuum=5.0, axis=2)
+    slab.pbc = [True, True, False]
+    slab = label(slab)
+    slab.calc.results["stress"] = np.zeros(6)
+    ase.io.write("frames.xyz", [*frames[:2], slab, *frames[2:]])
+    text = run("evaluate", "pot.safetensors", "frames.xyz")
+    assert re.search(r"stress, meV/Å³ +│ 4 +│ 24 +│", text)
+    assert "note: stress without a volume: frames.xyz@2 has a stress, but no volume" in text
+
+
+def test_crystals_without_their_cell_are_refused(folder: Path) -> None:
+    ase.io.write("cu.xyz", label(bulk("Cu", cubic=True)))
+    text = (folder / "cu.xyz").read_text().replace("Lattice=", "lattice=").replace(' pbc="T T T"', "")
+    (folder / "lower.xyz").write_text(text)
+    for command in (("evaluate",), ("relax",), ("md", "--steps", "1")):
+        name, *options = command
+        text = run(name, "pot.safetensors", "lower.xyz", *options, code=2)
+        assert "lower.xyz@0 has 'lattice' beside a structure that is not periodic, with 0 cell vectors" in text
+
+
 # ---- relax
 
 

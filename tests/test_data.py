@@ -262,6 +262,28 @@ def test_isolated_atoms_among_the_frames_are_references(tmp_path: Path) -> None:
         read(recipe_for(path, data={"validation": 1, "test": {}}))
 
 
+@pytest.mark.parametrize(("difference", "refused"), [(0.0, False), (5e-4, False), (2e-3, True)])
+def test_isolated_atoms_that_differ_are_named(tmp_path: Path, difference: float, *, refused: bool) -> None:
+    frames = [*labeled_clusters(5), *(Atoms(symbol) for symbol in ("Ar", "Ne", "Ar"))]
+    for atoms, energy in zip(frames[-3:], (-2.0, -1.0, -2.0 + difference), strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    path = write_frames(tmp_path / "frames.xyz", frames)
+    lone = write_frames(tmp_path / "atoms.xyz", frames[-3:])
+    among = recipe_for(path, data={"validation": 1, "test": {}})
+    beside = recipe_for(path, data={"validation": 1, "test": {}, "reference_energies": "atoms.xyz"})
+    given = recipe_for(path, data={"validation": 1, "test": {}, "reference_energies": {"Ar": -3.0, "Ne": -1.0}})
+    assert read(given).reference_energies == {"Ar": -3.0, "Ne": -1.0}
+    if not refused:
+        for recipe in (among, beside):
+            assert read(recipe).reference_energies == {"Ar": -2.0, "Ne": -1.0}
+        return
+    message = r"isolated atoms of Ar have different energies: -2 eV in {0}@{1} and -1\.998 eV in {0}@{2}"
+    with pytest.raises(ValueError, match=message.format("frames.xyz", 5, 7)):
+        read(among)
+    with pytest.raises(ValueError, match=message.format(lone.name, 0, 2)):
+        read(beside)
+
+
 # ---- sources
 
 

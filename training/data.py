@@ -211,7 +211,7 @@ class TrainingData:
                     f"the frames of '{name}' have {', '.join(sorted(foreign))}, training frames have not; if they were "
                     "drawn from the same files, another seed draws others"
                 )
-        atoms = energies_of_atoms(map(store.frame, isolated))
+        atoms = energies_of_atoms(map(store.frame, isolated)) if settings.reference_energies == "auto" else {}
         energies, origin = _reference_energies(settings, learned, elements, atoms)
         return cls(learned, watched, tests, energies, origin, checksums)
 

@@ -193,12 +193,11 @@ class FrameFiles:
             return choice
         names = list(self.left_out)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        remark = Remark(
-            severity="warning",
-            title=f"files left out: {', '.join(names[:3])}{more}",
-            text=f"{len(names)} of {len(self._files)} files cannot be read; {self.left_out[names[0]]}",
-            frames=tuple(names[:12]),
+        text = (
+            f"{len(names)} of {len(self._files)} files of a pattern cannot be read: {', '.join(names[:3])}{more}; "
+            f"{self.left_out[names[0]]}"
         )
+        remark = Remark(severity="warning", title="files left out", text=text)
         report = choice.report.model_copy(update={"remarks": (remark, *choice.report.remarks)})
         return LabelChoice(choice.places, report)
 

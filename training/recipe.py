@@ -65,7 +65,7 @@ class DataSection(Section):
         random; or files
     test : name -> files, evaluated once at the end
     held_out : how many frames, or which fraction, to take out of `train` at random as one more test, "held out"
-    energy_key, forces_key, stress_key : names of the labels in the files, see `ase_segnn.training.frames.LabelKeys`
+    energy_key, forces_key, stress_key : names of the labels in the files, see `ase_segnn.labels.LabelKeys`
     group_weights : group of frames -> factor of their squared errors, besides the frames' own weights
     reference_energies : eV per element; or a file with one frame per isolated atom; or "least-squares" from the
         training frames; or "auto" for the isolated atoms among the training frames if there are any, else least squares

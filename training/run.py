@@ -131,7 +131,9 @@ def run_on(
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         notes = findings if base is None else [*findings, *base.compared(old, errors)]
         minutes = sum(result.seconds for result in results) / 60
-        write_card(files.card, recipe, potential, provenance, minutes=minutes, notes=notes)
+        report = data.training.store.labels
+        labels = "" if report is None else report.line()
+        write_card(files.card, recipe, potential, provenance, minutes=minutes, labels=labels, notes=notes)
         verdicts = write_report(
             files.report,
             calculator,

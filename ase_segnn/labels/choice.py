@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from .names import FAMILIES, LABELS, LabelKeys, Spelling, looks_like_label, same_name
+from .names import FAMILIES, LABELS, PLAIN, REFERENCE, RESULTS, LabelKeys, Spelling, looks_like_label, same_name
 from .report import UNITS, LabelReport, Remark, make_report, verb
 from .survey import LabelSurvey, Place, SomeFrames, named_values
 from .values import LabelError, frame_weights, has_volume, label_value
@@ -174,10 +174,14 @@ class _Chooser:
     def _take_families(self) -> None:
         """Take the other labels, from one family if that has them all."""
         survey = self._survey
-        given = [survey.tallies[label][taken[0]].spelling.family for label, taken in self._places.items() if taken]
+        given = {
+            label: survey.tallies[label][taken[0]].spelling.family for label, taken in self._places.items() if taken
+        }
         open_labels = [label for label in LABELS if label not in self._places]
-        order = list(dict.fromkeys([*given, *FAMILIES]))
-        if not given:
+        # the energy that is given leads; forces or a stress that are given do not take the place of REF_energy
+        first = [given.pop("energy")] if "energy" in given else []
+        order = list(dict.fromkeys([*first, REFERENCE, *given.values(), *FAMILIES]))
+        if not first:
             having = [family for family in order if any(survey.groups(label, family) for label in open_labels)]
             order = having or order
         anchor, *others = order
@@ -202,8 +206,12 @@ class _Chooser:
                 self._reject(label, groups[0], differing[0], family)
                 continue
             there = [survey.named(name, taken) for name, taken in self._places.items() if taken]
+            known = {family} | {
+                survey.tallies[name][place].spelling.family for name, taken in self._places.items() for place in taken
+            }
             self._places[label] = groups[0]
-            if there and not compared:
+            # ASE makes results of `energy` and `forces` beside a plain `virial` in one line of a file
+            if there and not compared and not known <= {RESULTS, PLAIN}:
                 source = survey.named(label, groups[0])
                 text = (
                     f"there is no {label} beside {', '.join(there)}, so {source} is taken; nothing in the files shows "
@@ -224,9 +232,8 @@ class _Chooser:
             f"of {found.both} frames, by up to {found.largest:.3g} {UNITS[other]}. If its {label} {verb(label)} right "
             f"all the same, give {self._options[label]}: {places[0].name}"
         )
-        frames = tuple(survey.tallies[label][places[0]].frames.first)
         title = f"not used: {survey.named(label, places)}"
-        self._remarks.append(Remark(severity="warning", title=title, text=text, frames=frames))
+        self._remarks.append(Remark.about(survey.tallies[label][places[0]].frames, "warning", title, text))
         self._told.update(places)
 
     def _check_mix(self, label: str) -> None:

@@ -16,11 +16,14 @@ stress      stress, stress_tensor: eV/Å³, positive in tension
 Which of several is taken. The names with one prefix are a *family*: one computation. Families go in this order, and all
 labels come from one if it has them all:
 
-1. the family of a key that is given, such as ``energy_key: dft_energy``;
+1. the family of the key of energies, if it is given, such as ``energy_key: dft_energy``;
 2. REF_, as written for MACE;
 3. the results of a calculator, what ASE makes of ``energy``, ``forces`` and ``stress`` in most files;
 4. names without a prefix;
 5. dft_, qm_, vasp_, label_, target_, true_.
+
+A label that the first family lacks is taken from the next one that has it, unless the two have another label in common
+whose values differ: they are two computations then. All frames of a data set have their labels from one place each.
 
 Names with any other prefix, such as ``mace_energy``, may be predictions, and are taken only where a key says so.
 
@@ -64,7 +67,7 @@ _WEIGHTS = {
 }
 
 # Parts of names that look like a label, whatever stands beside them.
-_SIGNS = ("energy", "energies", "force", "stress", "virial", "toten", "etot", "gradient", "weight")
+_SIGNS = ("energy", "energies", "force", "stress", "virial", "toten", "etot", "gradient")
 # Deviations among members of a committee, as `ase-segnn select` writes them, and properties of atoms in ASE's results.
 _NO_LABELS = ("energystd", "energiesstd", "forcesstd", "maxforcesstd", "energies", "stresses")
 

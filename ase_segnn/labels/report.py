@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from .names import LABELS
-from .survey import Comparison, LabelSurvey, Place
+from .survey import Comparison, LabelSurvey, Place, SomeFrames
 
 _FREE_ENERGY = 1e-3  # eV/atom, a difference to the energy that is more than a note
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}  # of differences
@@ -25,6 +25,7 @@ class Remark(BaseModel):
     title : in a few words
     text : in sentences, with numbers of frames
     frames : sources of the first frames concerned
+    n_frames : number of all of these
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,6 +34,12 @@ class Remark(BaseModel):
     title: str
     text: str
     frames: tuple[str, ...] = ()
+    n_frames: int = 0
+
+    @classmethod
+    def about(cls, frames: SomeFrames, severity: Literal["warning", "note"], title: str, text: str) -> Remark:
+        """Make a remark about some frames."""
+        return cls(severity=severity, title=title, text=text, frames=tuple(frames.first), n_frames=frames.count)
 
     def __str__(self) -> str:
         return f"{self.title}: {self.text}"
@@ -95,6 +102,7 @@ def make_report(
     all_remarks = [
         *remarks,
         *_on_names(survey, places),
+        *_on_unlabeled(survey, places, options),
         *_on_weights(survey, places),
         *_on_volumes(survey),
         *_on_unused(survey, places, options, told),
@@ -122,6 +130,17 @@ def _on_names(survey: LabelSurvey, places: Places) -> Iterator[Remark]:
         yield Remark(severity="warning", title=f"several names of the {label}", text=text)
 
 
+def _on_unlabeled(survey: LabelSurvey, places: Places, options: Mapping[str, str]) -> Iterator[Remark]:
+    """Frames that lack the key that is given, and have the label under another name."""
+    for label, key in survey.keys.items():
+        left = survey.without(label, places[label]) if places[label] else {}
+        if left:
+            frames = SomeFrames.joined(left.values())
+            others = " or ".join(dict.fromkeys(str(place) for known in left for place in known))
+            text = f"{frames} {frames.have} no '{key}', which {options[label]} names, but {others}, which is not used"
+            yield Remark.about(frames, "warning", f"frames without {label}", text)
+
+
 def _on_weights(survey: LabelSurvey, places: Places) -> Iterator[Remark]:
     for label, taken in places.items():
         for place in taken:
@@ -131,8 +150,7 @@ def _on_weights(survey: LabelSurvey, places: Places) -> Iterator[Remark]:
                     f"{tally.weightless.count} of {tally.frames.count} frames have {place} with a weight of zero "
                     f"({', '.join(sorted(tally.weight_names))}); it does not count there"
                 )
-                frames = tuple(tally.weightless.first)
-                yield Remark(severity="note", title=f"{label} of weight zero", text=text, frames=frames)
+                yield Remark.about(tally.weightless, "note", f"{label} of weight zero", text)
 
 
 def _on_volumes(survey: LabelSurvey) -> Iterator[Remark]:
@@ -143,8 +161,7 @@ def _on_volumes(survey: LabelSurvey) -> Iterator[Remark]:
             f"{frames} {frames.have} a stress, but no volume, since not periodic along all three cell vectors; these "
             f"stresses are left out, {'all' if all_zero else zeros} of them zeros"
         )
-        severity: Literal["warning", "note"] = "note" if all_zero else "warning"
-        yield Remark(severity=severity, title="stress without a volume", text=text, frames=tuple(frames.first))
+        yield Remark.about(frames, "note" if all_zero else "warning", "stress without a volume", text)
 
 
 def _on_unused(survey: LabelSurvey, places: Places, options: Mapping[str, str], told: set[Place]) -> Iterator[Remark]:
@@ -164,19 +181,14 @@ def _on_unused(survey: LabelSurvey, places: Places, options: Mapping[str, str], 
                 text += f", from which it differs in {differ} of {found.both} frames, {_by(label, found)}"
             elif found.both:
                 text += f", with the same values in all {found.both} frames that have both"
-            severe = differ > 0 or not found.both
+            severe = (differ > 0 or not found.both) and label not in survey.keys
             if tally.spelling.quantity == "free" and differ:
-                severe = found.largest > _FREE_ENERGY
+                severe = severe and found.largest > _FREE_ENERGY
                 text += (
                     ". Forces of smeared electrons belong to the free energy, "
                     f"{options['energy']}: {place.name} takes it"
                 )
-            yield Remark(
-                severity="warning" if severe else "note",
-                title=f"not used: {place}",
-                text=text,
-                frames=tuple(tally.frames.first),
-            )
+            yield Remark.about(tally.frames, "warning" if severe else "note", f"not used: {place}", text)
 
 
 def _on_lookalikes(survey: LabelSurvey, places: Places, options: Mapping[str, str]) -> Iterator[Remark]:
@@ -194,7 +206,7 @@ def _on_lookalikes(survey: LabelSurvey, places: Places, options: Mapping[str, st
             f"{', '.join(f'{place} ({count} frames)' for place, count in odd.items())}; {', '.join(options.values())} "
             "take labels of any name"
         )
-        yield Remark(severity="note", title="not used, though names look like labels", text=text)
+        yield Remark(severity="warning", title="not used, though names look like labels", text=text)
 
 
 def verb(label: str) -> str:

@@ -29,7 +29,8 @@ def sources(reports: Mapping[str, LabelReport]) -> Iterator[Finding]:
     """Pass on what was told when files were read, and tell labels from other places than those of training."""
     for name, report in reports.items():
         for remark in report.remarks:
-            yield Finding(remark.severity, f"{name}: {remark.title}", f"{_sentence(remark.text)}.", remark.frames)
+            text = f"{_sentence(remark.text)}."
+            yield Finding(remark.severity, f"{name}: {remark.title}", text, remark.frames, total=remark.n_frames)
     training = reports.get(TRAINING)
     for name, report in reports.items():
         for label, source in report.sources.items():
@@ -232,8 +233,8 @@ def unrelated(data: Collected, slopes: Mapping[str, Slope]) -> Iterator[Finding]
     for label, slope in slopes.items():
         if slope.is_absent:
             text = (
-                f"Between {slope.n_pairs} pairs of similar frames, energies change without any relation to the work of the "
-                f"{label} (correlation {slope.correlation:.2f}, it should be near 1). One of both is of another "
+                f"Between {slope.n_pairs} pairs of similar frames, energies change without relation to the work of "
+                f"the {label} (correlation {slope.correlation:.2f}, it should be near 1). One of both is of another "
                 "computation, of another structure, or was not computed."
             )
             yield data.finding(label, f"energies do not follow the {label}", text, np.zeros(0, dtype=np.int64))

@@ -27,8 +27,9 @@ class Finding:
     severity : "error" if training makes no sense, "warning" if something seems wrong, "note" for the rest
     title : in a few words
     explanation : what it means and what to do
-    frames : sources of all frames concerned
+    frames : sources of all frames concerned, or of the first ones
     remarks : about each of `frames`, or empty
+    total : number of frames concerned, if more than in `frames`
     """
 
     severity: Severity
@@ -36,6 +37,12 @@ class Finding:
     explanation: str
     frames: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    total: int = 0
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames concerned."""
+        return max(self.total, len(self.frames))
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ def one_line(finding: Finding) -> str:
     """Title of a finding and its first frames."""
     if not finding.frames:
         return finding.title
-    more = f" and {len(finding.frames) - 3} more" if len(finding.frames) > 3 else ""
+    more = f" and {finding.n_frames - 3} more" if finding.n_frames > 3 else ""
     return f"{finding.title} ({', '.join(finding.frames[:3])}{more})"
 
 
@@ -96,8 +96,8 @@ def _finding(finding: Finding) -> str:
     names = [f"`{name}`" for name in finding.frames[:_SHOWN]]
     if finding.remarks:
         names = [f"{name} ({remark})" for name, remark in zip(names, finding.remarks[:_SHOWN], strict=True)]
-    if len(finding.frames) > _SHOWN:
-        names.append(f"and {len(finding.frames) - _SHOWN} more")
+    if finding.n_frames > _SHOWN:
+        names.append(f"and {finding.n_frames - _SHOWN} more")
     return text + "".join(f"\n- {name}" if index else f"\n\n- {name}" for index, name in enumerate(names))
 
 
