@@ -156,7 +156,7 @@ def _annotated(frame: Atoms, index: int, source: str, result: dict[str, Any]) ->
     """
     copied: Atoms = frame.copy()
     for values in (copied.info, copied.arrays):
-        for name in [name for name in values if looks_like_label(name) or weighted_labels(name)]:
+        for name in [name for name in map(str, values) if looks_like_label(name) or weighted_labels(name)]:
             del values[name]
     copied.info |= {
         "source": source,

@@ -158,7 +158,7 @@ def test_reference_labels_go_before_others_that_are_named() -> None:
     told = {remark.title: remark for remark in report.remarks}
     energy = told["not used: 'energy' of the calculator results"]
     assert energy.severity == "warning"
-    assert "differs in 6 of 6 frames, by up to 25 eV/atom" in energy.text
+    assert "the two differ in 6 of 6 frames, by up to 25 eV/atom" in energy.text
     assert "not used: 'forces' of the calculator results" in told
 
 
@@ -277,6 +277,32 @@ def test_spellings_of_one_family_are_one_source_and_named() -> None:
     assert_labels(choice, frames, right, "energy", "forces")
     told = {remark.title: remark for remark in choice.report.remarks}
     assert "'REF_energy' (3 frames), 'ref_energy' (3 frames)" in told["several names of the energy"].text
+
+
+def test_two_spellings_in_one_frame() -> None:
+    right = crystals()
+    frames = [renamed(a, energy="REF_energy") for a in right]
+    for atoms in frames:
+        atoms.info["ref_energy"] = atoms.info["REF_energy"] + 1.0
+    choice = choose(frames)
+    assert_labels(choice, frames, right, "energy")
+    assert choice.report.sources == {"energy": "'REF_energy'"}
+    assert titles(choice.report) == ["not used: 'ref_energy'"]
+
+
+def test_a_stress_goes_before_virials_that_are_placeholders() -> None:
+    right = crystals()
+    frames = [renamed(a, energy="REF_energy", forces="REF_forces", stress="REF_stress") for a in right]
+    for index, atoms in enumerate(frames):
+        atoms.info |= {"REF_virials": np.full((3, 3), 7.0), "config_virials_weight": 0.0}
+        if index == 3:
+            del atoms.info["REF_stress"]
+    choice = choose(frames)
+    assert choice.report.counts["stress"] == 5
+    assert [choice.labels(atoms).weights["stress"] for atoms in frames] == [1, 1, 1, 0, 1, 1]
+    told = {remark.title: remark for remark in choice.report.remarks}
+    assert "1 of 1 frames have 'REF_virials' with a weight of zero" in told["stress of weight zero"].text
+    assert "differ" not in told["several names of the stress"].text
 
 
 # ---- keys that are given

@@ -71,8 +71,9 @@ class LabelChoice:
             there = [(spelled, values[place]) for place, spelled in places if place in values]
             if not there or (label == "stress" and not has_volume(atoms)):
                 continue
-            spelled, value = there[0]
-            factors[label] *= weights["virial"][0] if spelled.is_virial else 1.0
+            of_virials = weights["virial"][0]
+            spelled, value = next(((s, v) for s, v in there if of_virials > 0 or not s.is_virial), there[0])
+            factors[label] *= of_virials if spelled.is_virial else 1.0
             try:
                 found[label] = label_value(spelled, value, atoms)
             except LabelError:
@@ -128,6 +129,7 @@ class _Chooser:
         self._take_families()
         for label in LABELS:
             self._check_mix(label)
+        self._places = {label: list(survey.taken(label, places)) for label, places in self._places.items()}
         self._check_values()
         spelled = {
             label: [(place, survey.tallies[label][place].spelling) for place in taken]
@@ -214,8 +216,8 @@ class _Chooser:
             if there and not compared and not known <= {RESULTS, PLAIN}:
                 source = survey.named(label, groups[0])
                 text = (
-                    f"there is no {label} beside {', '.join(there)}, so {source} is taken; nothing in the files shows "
-                    "whether both are of one computation"
+                    f"{source}, as there is none beside {', '.join(there)}; nothing in the files shows whether both "
+                    "are of one computation"
                 )
                 title = f"{label} from another place than the rest"
                 self._remarks.append(

@@ -110,7 +110,10 @@ def make_report(
     ]
     return LabelReport(
         n_frames=survey.n_frames,
-        counts={label: survey.count_weighted(label, places.get(label, ())) for label in LABELS},
+        counts={
+            label: sum(some.count for some, _ in survey.taken(label, places.get(label, ())).values())
+            for label in LABELS
+        },
         sources={label: survey.named(label, taken) for label, taken in places.items() if taken},
         remarks=tuple(sorted(all_remarks, key=lambda remark: remark.severity != "warning")),
     )
@@ -121,12 +124,13 @@ def _on_names(survey: LabelSurvey, places: Places) -> Iterator[Remark]:
     for label, taken in places.items():
         if len(taken) < 2:
             continue
-        names = ", ".join(f"{place} ({survey.tallies[label][place].frames.count} frames)" for place in taken)
+        used = survey.taken(label, taken).items()
+        names = ", ".join(f"{place} ({some.count + others.count} frames)" for place, (some, others) in used)
         found = survey.comparison(label, taken, taken)
         differ = found.both - found.equal
-        text = f"{names}; the first of them that a frame has is taken"
+        text = f"{names}, in different frames"
         if differ:
-            text += f", though they differ in {differ} of {found.both} frames with two, {_by(label, found)}"
+            text += f"; they differ in {differ} of {found.both} frames with two of them, {_by(label, found)}"
         yield Remark(severity="warning", title=f"several names of the {label}", text=text)
 
 
@@ -144,13 +148,15 @@ def _on_unlabeled(survey: LabelSurvey, places: Places, options: Mapping[str, str
 def _on_weights(survey: LabelSurvey, places: Places) -> Iterator[Remark]:
     for label, taken in places.items():
         for place in taken:
-            tally = survey.tallies[label][place]
-            if tally.weightless.count:
+            weighted, weightless = survey.taken(label, taken)[place]
+            if weightless.count:
+                names = ", ".join(sorted(survey.tallies[label][place].weight_names))
+                total = weighted.count + weightless.count
                 text = (
-                    f"{tally.weightless.count} of {tally.frames.count} frames have {place} with a weight of zero "
-                    f"({', '.join(sorted(tally.weight_names))}); it does not count there"
+                    f"{weightless.count} of {total} frames have {place} with a weight of zero ({names}); it does not "
+                    "count there"
                 )
-                yield Remark.about(tally.weightless, "note", f"{label} of weight zero", text)
+                yield Remark.about(weightless, "note", f"{label} of weight zero", text)
 
 
 def _on_volumes(survey: LabelSurvey) -> Iterator[Remark]:
@@ -159,8 +165,10 @@ def _on_volumes(survey: LabelSurvey) -> Iterator[Remark]:
         all_zero = zeros == frames.count
         text = (
             f"{frames} {frames.have} a stress, but no volume, since not periodic along all three cell vectors; these "
-            f"stresses are left out, {'all' if all_zero else zeros} of them zeros"
+            "stresses are left out"
         )
+        if zeros:
+            text += f", {'all' if all_zero else zeros} of them zeros"
         yield Remark.about(frames, "note" if all_zero else "warning", "stress without a volume", text)
 
 
@@ -178,7 +186,7 @@ def _on_unused(survey: LabelSurvey, places: Places, options: Mapping[str, str], 
             if taken:
                 text += f"; {label} {verb(label)} taken from {survey.named(label, taken)}"
             if differ:
-                text += f", from which it differs in {differ} of {found.both} frames, {_by(label, found)}"
+                text += f"; the two differ in {differ} of {found.both} frames, {_by(label, found)}"
             elif found.both:
                 text += f", with the same values in all {found.both} frames that have both"
             severe = (differ > 0 or not found.both) and label not in survey.keys

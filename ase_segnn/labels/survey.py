@@ -84,21 +84,18 @@ class Tally:
     spelling : of the label
     frames : that have it; a stress counts only in frames with a volume
     problems : what is wrong with values -> frames
-    weightless : frames whose weight for it is zero
-    weight_names : names of these weights
+    weight_names : names of weights that are zero
     """
 
     spelling: Spelling
     frames: SomeFrames = field(default_factory=SomeFrames)
     problems: defaultdict[str, SomeFrames] = field(default_factory=lambda: defaultdict(SomeFrames))
-    weightless: SomeFrames = field(default_factory=SomeFrames)
     weight_names: set[str] = field(default_factory=set)
 
     def add(self, source: str, weight: float, names: Collection[str]) -> None:
         """Take in a frame with its weight and the names of that."""
         self.frames.add(source)
         if weight == 0:
-            self.weightless.add(source)
             self.weight_names.update(names)
 
 
@@ -207,13 +204,23 @@ class LabelSurvey:
         patterns = self.patterns[label].items()
         return sum(frames.count for (pattern, _), frames in patterns if {place for place, _ in pattern} & set(places))
 
-    def count_weighted(self, label: str, places: Sequence[Place]) -> int:
-        """Count frames that have a weight for the label at the first of some places that they have."""
-        count = 0
+    def taken(self, label: str, places: Sequence[Place]) -> dict[Place, tuple[SomeFrames, SomeFrames]]:
+        """Frames that have their label from each of some places, with and without a weight.
+
+        A frame has it from the first place that has a weight there, or else from the first that it has.
+        """
+        found: dict[Place, tuple[list[SomeFrames], list[SomeFrames]]] = {}
         for (pattern, _), frames in self.patterns[label].items():
-            weighted = dict(pattern)
-            count += frames.count if next((weighted[place] for place in places if place in weighted), False) else 0
-        return count
+            there = [place for place in places if (place, True) in pattern]
+            weightless = [place for place in places if (place, False) in pattern]
+            if there or weightless:
+                parts = found.setdefault((there or weightless)[0], ([], []))
+                parts[0 if there else 1].append(frames)
+        return {
+            place: (SomeFrames.joined(found[place][0]), SomeFrames.joined(found[place][1]))
+            for place in places
+            if place in found
+        }
 
     def named(self, label: str, places: Sequence[Place]) -> str:
         """Name places, and say which of them are virials."""
@@ -245,12 +252,10 @@ class LabelSurvey:
                 present[label].add((place, weight > 0))
                 tally = self.tallies[label].setdefault(place, Tally(spelled))
                 tally.add(source, weight, names)
-                try:
-                    if place.kind == "results" and stale:
-                        raise LabelError(_STALE)
-                    values[label][place] = label_value(spelled, value, atoms)
-                except LabelError as error:
-                    if weight > 0:
+                if weight > 0:  # else it may be anything
+                    try:
+                        values[label][place] = _checked_value(place, spelled, value, atoms, stale=stale)
+                    except LabelError as error:
                         tally.problems[error.problem].add(source, error.detail)
         if useless_stresses:
             self.without_volume.add(source)
@@ -291,10 +296,16 @@ def named_values(atoms: Atoms) -> Iterator[tuple[Place, Any]]:
     """Yield all that a frame holds beside its structure; results that are None are missing to ASE."""
     if atoms.calc is not None:
         yield from ((Place("results", name), value) for name, value in atoms.calc.results.items() if value is not None)
-    yield from ((Place("info", name), value) for name, value in atoms.info.items())
+    yield from ((Place("info", name), value) for name, value in atoms.info.items() if isinstance(name, str))
     yield from (
         (Place("arrays", name), value) for name, value in atoms.arrays.items() if name not in {"numbers", "positions"}
     )
+
+
+def _checked_value(place: Place, spelled: Spelling, value: Any, atoms: Atoms, *, stale: bool) -> _Floats:
+    if place.kind == "results" and stale:
+        raise LabelError(_STALE)
+    return label_value(spelled, value, atoms)
 
 
 def _is_zero(value: Any) -> bool:

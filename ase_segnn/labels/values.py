@@ -98,7 +98,7 @@ def has_volume(atoms: Atoms) -> bool:
     return bool(atoms.pbc.all()) and abs(float(np.linalg.det(atoms.cell.array))) > 0
 
 
-def frame_weights(info: Mapping[str, Any]) -> dict[str, tuple[float, tuple[str, ...]]]:
+def frame_weights(info: Mapping[Any, Any]) -> dict[str, tuple[float, tuple[str, ...]]]:
     """Weight of each label, and of "virial", which stresses given as virials have besides; and names of those not 1.
 
     Raises
@@ -108,7 +108,7 @@ def frame_weights(info: Mapping[str, Any]) -> dict[str, tuple[float, tuple[str, 
     """
     weights: dict[str, tuple[float, tuple[str, ...]]] = dict.fromkeys((*LABELS, "virial"), (1.0, ()))
     for name, value in info.items():
-        for label in weighted_labels(name):
+        for label in weighted_labels(name) if isinstance(name, str) else ():
             try:
                 weight = float(numbers(value, ()))
             except LabelError as error:
@@ -129,7 +129,7 @@ def lost_cell(atoms: Atoms) -> str | None:
     """
     info: dict[str, Any] = atoms.info
     for name, value in info.items():
-        plain = "".join(letter for letter in name.lower() if letter.isalpha())
+        plain = "".join(letter for letter in str(name).lower() if letter.isalpha())
         if plain in {"pbc", "periodic"}:
             try:
                 directions = np.broadcast_to(np.asarray(_flags(value)), 3)
