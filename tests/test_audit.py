@@ -249,6 +249,27 @@ def test_energies_of_another_computation_than_the_forces(frames: list[Frame]) ->
     assert "do not follow" not in audit(frames).to_text()
 
 
+@pytest.mark.parametrize(
+    ("factor", "diagnosis"),
+    [(1.0, ""), (0.25, "energies are per atom"), (1 / units.Hartree, "energies are in Hartree")],
+)
+def test_energies_of_strained_crystals_whose_atoms_are_displaced(factor: float, diagnosis: str) -> None:
+    rng = np.random.default_rng(0)
+    strained = []
+    for index in range(30):
+        atoms = bulk("Cu", a=3.6, cubic=True)
+        strain = rng.normal(0, 0.02, (3, 3))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
+        atoms.positions += rng.normal(0, 0.06, atoms.positions.shape)
+        frame = labeled(atoms, f"x@{index}", "")
+        strained.append(replace(frame, energy=factor * (frame.energy or 0.0)))
+    result = audit(strained, references={"Cu": -1.0} if diagnosis else REFERENCES)
+    assert not result.slopes["stress"].is_clear
+    told = [f.explanation for f in result.findings if f.title == "energies do not belong to forces and stresses"]
+    assert len(told) == bool(diagnosis)
+    assert all(diagnosis in text for text in told)
+
+
 def test_what_was_told_about_files_is_in_the_audit(frames: list[Frame]) -> None:
     remark = Remark(severity="warning", title="not used: 'x'", text="40 frames have it", frames=("a@0",), n_frames=40)
     counts = dict.fromkeys(LABELS, 72)

@@ -171,7 +171,9 @@ class Auditor:
             *energies.references(data, fit, reference_energies, origin),
             *energies.energies(data, fit),
             *checks.work(data, slopes["forces"], slopes["stress"]),
-            *checks.unrelated(data, {"forces": self._work.near_forces(), "stress": slopes["stress"]}),
+            *checks.unrelated(
+                data, {"forces": self._work.near_forces(), "stress": slopes["stress"]}, self._work.both()
+            ),
             *checks.forces(data),
             *checks.stress(data),
             *checks.placeholders(data),

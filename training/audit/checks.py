@@ -228,8 +228,22 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
         yield from _stress_by_volume(data)
 
 
-def unrelated(data: Collected, slopes: Mapping[str, Slope]) -> Iterator[Finding]:
-    """Look for energies of one computation beside forces or stresses of another, by the work between near frames."""
+def unrelated(data: Collected, slopes: Mapping[str, Slope], both: Slope) -> Iterator[Finding]:
+    """Look for energies of one computation beside forces or stresses of another, by the work between near frames.
+
+    Parameters
+    ----------
+    data : all frames
+    slopes : label -> energy differences against its work
+    both : the same for forces and stresses together, where the cell changes and atoms move
+    """
+    if both.is_clear and both.diagnosis and not any(slope.is_clear for slope in slopes.values()):
+        text = (
+            f"Between {both.n_pairs} pairs of frames, energies change by {both.slope:.3g} times the work of forces and "
+            f"stresses (correlation {both.correlation:.2f}); it should be about once. It seems that {both.diagnosis}."
+        )
+        title = "energies do not belong to forces and stresses"
+        yield data.finding("energy", title, text, np.zeros(0, dtype=np.int64))
     for label, slope in slopes.items():
         if slope.is_absent:
             text = (

@@ -53,6 +53,12 @@ _ENERGY_AND_FORCES = {
     units.mol / units.kJ: "energies are in kJ/mol",
     units.kJ / units.mol: "forces are in kJ/mol/Å",
 }
+_ENERGIES = {
+    1 / units.Hartree: "energies are in Hartree",
+    1 / units.Rydberg: "energies are in Rydberg",
+    units.mol / units.kcal: "energies are in kcal/mol",
+    units.mol / units.kJ: "energies are in kJ/mol",
+}
 _ENERGY_AND_STRESS = {
     units.GPa: "stresses are in GPa",
     units.GPa / 10: "stresses are in kbar",
@@ -124,6 +130,7 @@ class Work:
     _previous: OrderedDict[Hashable, _Place] = field(default_factory=OrderedDict)
     _force_pairs: list[tuple[float, float, float]] = field(default_factory=list)
     _stress_pairs: list[tuple[float, ...]] = field(default_factory=list)
+    _strained_pairs: list[tuple[float, float, float]] = field(default_factory=list)
     _near_pairs: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, frame: Frame) -> None:
@@ -169,6 +176,8 @@ class Work:
         stress = (stresses[0] + stresses[1]) / 2
         normal = volume * float(np.diag(stress) @ np.diag(strain))
         shears = 2 * volume * np.outer(stress[(1, 0, 0), (2, 2, 1)], strain[(1, 0, 0), (2, 2, 1)])
+        if forces[0] is not None and forces[1] is not None:
+            self._strained_pairs.append((change, force_work + normal + float(np.trace(shears)), len(moved)))
         if step < _LONGEST_STRAINED_STEP:
             works = (change - force_work, normal, *shears.ravel().tolist())
             weight = 1 / largest_strain  # taking the mean stress is less exact for large strains
@@ -190,6 +199,19 @@ class Work:
         slope, correlation, _ = _fit(change, work)
         known = _ENERGY_AND_FORCES | {1 / float(np.median(n_atoms)): "energies are per atom instead of per frame"}
         return Slope(slope, correlation, len(change), diagnosis=_diagnosis(slope, known, "forces"))
+
+    def both(self) -> Slope:
+        """Energy differences against the work of forces and stresses together, between frames of different cells.
+
+        That is less exact, as the work is not that of small changes, and tells factors of two or more.
+        """
+        if len(self._strained_pairs) < _FEWEST_PAIRS:
+            return Slope(math.nan, 0.0, len(self._strained_pairs))
+        change, work, n_atoms = _without_outliers(np.array(self._strained_pairs)).T
+        slope, correlation, _ = _fit(change, work)
+        known = _ENERGIES | {1 / float(np.median(n_atoms)): "energies are per atom instead of per frame"}
+        diagnosis = "" if 0.5 < slope < 2 else _diagnosis(slope, known, "forces and stresses", tolerance=0.6)
+        return Slope(slope, correlation, len(change), diagnosis=diagnosis)
 
     def stress(self) -> Slope:
         """Energy differences against the work of the stresses, which is tried with their shear components permuted."""
@@ -233,13 +255,13 @@ def _fit(change: _Floats, work: _Floats) -> tuple[float, float, float]:
     return slope, correlation, math.sqrt(changes * max(1 - correlation**2, 0.0) / len(change))
 
 
-def _diagnosis(slope: float, known: dict[float, str], label: str) -> str:
-    """Name what makes a slope that is not one."""
+def _diagnosis(slope: float, known: dict[float, str], label: str, tolerance: float = 0.25) -> str:
+    """Name what makes a slope that is not one; `tolerance` is that of its logarithm."""
     if math.isnan(slope) or _RIGHT[0] <= slope <= _RIGHT[1]:
         return ""
     sign = [f"{label} have the wrong sign"] if slope < 0 else []
     if _RIGHT[0] <= -slope <= _RIGHT[1]:
         return sign[0]
     distances = {abs(math.log(abs(slope) / factor)): text for factor, text in known.items()}
-    close = [text for distance, text in distances.items() if distance < min(0.25, min(distances) + 0.1)]
+    close = [text for distance, text in distances.items() if distance < min(tolerance, min(distances) + 0.1)]
     return " and ".join([*sign, " or ".join(close) or "another unit of energy or length is in play"])
