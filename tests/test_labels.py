@@ -96,7 +96,7 @@ def test_spellings(names: tuple[str, ...], quantity: str, family: str) -> None:
 
 
 def test_names_that_are_no_labels() -> None:
-    for name in ("config_type", "energies", "energy_std", "max_forces_std", "reforest", "enforced", "time", "pressure"):
+    for name in ("config_type", "energy_std", "max_forces_std", "reforest", "enforced", "time", "pressure"):
         assert spelling(name) is None, name
     assert looks_like_label("energy_per_atom")
     assert not looks_like_label("forces_std")

@@ -96,7 +96,7 @@ def train(
             for number, (use, choice) in enumerate(choices.items())
         }
         for use, store in stores.items():
-            tell_labels(use, store)
+            tell_labels(use, store.labels)
         known = () if base is None else base.potential.elements
         read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={}, known_elements=known)
         return run_on(read, recipe, files, base, overwrite=overwrite).potential

@@ -14,11 +14,11 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from ase_segnn.labels import LABELS, LabelKeys
+from ase_segnn.labels import LABELS, LabelKeys, LabelReport
 from ase_segnn.model.zbl import pair_name, usual_end
 
 from .batches import LabeledGraph
-from .frames import Frame, read_frames
+from .frames import Frame, FrameFiles
 from .recipe import DataSection
 from .sources import locate, locate_all, sha256
 from .store import FrameStore
@@ -251,16 +251,16 @@ def read_store(
         )
     except ValueError as error:
         raise ValueError(f"{use}: {error}") from error
-    tell_labels(use, store)
+    tell_labels(use, store.labels)
     return store, checksums
 
 
-def tell_labels(use: str, store: FrameStore) -> None:
+def tell_labels(use: str, report: LabelReport | None) -> None:
     """Write to the log which labels the frames of a data set have and where they are from, and what is not used."""
-    if store.labels is None:
+    if report is None:
         return
-    logger.info("%s: %d frames; %s", use, store.labels.n_frames, store.labels.line())
-    for remark in store.labels.remarks:
+    logger.info("%s: %d frames; %s", use, report.n_frames, report.line())
+    for remark in report.remarks:
         logger.log(logging.WARNING if remark.severity == "warning" else logging.INFO, "%s: %s", use, remark)
 
 
@@ -314,8 +314,11 @@ def isolated_atom_energies(path: Path, elements: Sequence[str], keys: LabelKeys 
     ValueError
         If a frame holds more than one atom or has no energy, an element has no frame, or frames of one element differ.
     """
+    files = FrameFiles({path.name: path})
+    choice = files.choose_labels(None if keys is None else LabelKeys(energy=keys.energy), required=False)
+    tell_labels(f"reference energies, {path.name}", choice.report)
     frames = []
-    for frame in read_frames(path, None if keys is None else LabelKeys(energy=keys.energy)):
+    for frame in files.frames(choice):
         if len(frame.atoms) != 1 or frame.energy is None:
             raise ValueError(
                 f"{frame.source} has {len(frame.atoms)} atoms and {'no' if frame.energy is None else 'an'} energy; "

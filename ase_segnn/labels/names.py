@@ -42,7 +42,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 LABELS = ("energy", "forces", "stress")
-REFERENCE, RESULTS, PLAIN = "ref", "results", ""
+REFERENCE, RESULTS, PLAIN = "ref", "(results)", ""  # no name has brackets
 
 Quantity = Literal["energy", "free", "forces", "stress"]
 
@@ -68,8 +68,10 @@ _WEIGHTS = {
 
 # Parts of names that look like a label, whatever stands beside them.
 _SIGNS = ("energy", "energies", "force", "stress", "virial", "toten", "etot", "gradient")
-# Deviations among members of a committee, as `ase-segnn select` writes them, and properties of atoms in ASE's results.
-_NO_LABELS = ("energystd", "energiesstd", "forcesstd", "maxforcesstd", "energies", "stresses")
+# Deviations among members of a committee, as `ase-segnn select` writes them.
+_NO_LABELS = ("energystd", "energiesstd", "forcesstd", "maxforcesstd")
+# Of atoms, in the results of many of ASE's calculators.
+PER_ATOM = ("energies", "stresses")
 
 
 class LabelKeys(BaseModel):
@@ -171,7 +173,7 @@ def same_name(first: str, second: str) -> bool:
 
 def fingerprint() -> str:
     """Everything in the table, as text: files made by another table are told by it."""
-    return repr((_STEMS, FAMILIES, _WEIGHTS, _NO_LABELS))
+    return repr((_STEMS, FAMILIES, _WEIGHTS, _NO_LABELS, _SIGNS))
 
 
 def _plain(name: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from .names import LABELS, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
+from .names import LABELS, PER_ATOM, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
 from .values import LabelError, explain_lost_cell, frame_weights, has_volume, is_stale, label_value, lost_cell
 
 _Floats = NDArray[np.float64]
@@ -240,7 +240,8 @@ class LabelSurvey:
         for place, value in named_values(atoms):
             self.names[place.name] += 1
             meanings = list(self._meanings(place))
-            if not meanings and looks_like_label(place.name):
+            usual = place.kind == "results" and place.name in PER_ATOM
+            if not meanings and not usual and looks_like_label(place.name):
                 self.lookalikes[place] += 1
             for label, spelled in meanings:
                 if label == "stress" and not volume:
