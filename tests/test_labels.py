@@ -415,6 +415,8 @@ def test_virials_that_do_not_count_leave_a_stress_alone() -> None:
         ("energy", None, "'REF_energy' of 2 frames (x@1, x@4) is None, expected numbers"),
         ("energy", True, "but a truth value"),
         ("energy", 1.0 + 2.0j, "but complex"),
+        ("energy", np.array([True], dtype=object), "is no number or array of numbers"),
+        ("energy", {"value": 1.0}, "is no number or array of numbers"),
         ("energy", [], "'REF_energy' of 2 frames (x@1, x@4) is empty"),
         ("energy", [1.0, 2.0], "has the shape (2,), expected one number"),
         ("forces", np.full((8, 3), np.inf), "'REF_forces' of 2 frames (x@1, x@4) is not finite"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .names import LABELS, Spelling, weighted_labels
 
 _Floats = NDArray[np.float64]
-_CELLS = ("lattice", "latticevectors", "cell", "cellvectors", "unitcell", "box", "boxvectors", "supercell")
+_CELLS = ("lattice", "latticevectors", "cell", "cellvectors", "unitcell", "box", "boxvectors")
 _SAME_POSITION = 1e-6  # Å
 
 
@@ -47,6 +47,8 @@ def numbers(value: Any, shape: tuple[int, ...]) -> _Floats:
             raise LabelError(
                 "is no number or array of numbers", f"but {_KINDS.get(raw.dtype.kind, 'something else')}: {value!r:.40}"
             )
+        if raw.dtype.kind == "O" and any(isinstance(item, bool | str | bytes) for item in raw.flat):
+            raise LabelError("is no number or array of numbers", f"but {value!r:.40}")
         array = raw.astype(np.float64)
     except LabelError:
         raise
