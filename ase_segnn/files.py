@@ -65,7 +65,7 @@ def reason_of(error: OSError) -> str:
 
 def _is_about(error: OSError, path: Path) -> bool:
     files = [os.fsdecode(file) for file in (error.filename, error.filename2) if isinstance(file, str | bytes)]
-    return str(path) in files if files else error.errno in _OF_WRITING
+    return path.absolute() in [Path(file).absolute() for file in files] if files else error.errno in _OF_WRITING
 
 
 def _named(error: OSError, path: Path, what: str) -> OSError:

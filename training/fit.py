@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -136,6 +137,7 @@ def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:
             accelerator="cuda" if on_gpu else "cpu",  # others have no float64
             devices=recipe.processes,
             strategy=strategy,
+            plugins=[_PlainFiles()],
             use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
             max_epochs=epochs,
@@ -182,8 +184,29 @@ def _to_csv(history: list[dict[str, float]]) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever it stumbles over
+        raise ValueError(
+            f"'{path}' is no checkpoint, or broken; start anew with --force or in another folder"
+        ) from error
+    if not isinstance(checkpoint, dict) or "run" not in checkpoint:
+        raise ValueError(f"'{path}' is a checkpoint of another program; start anew with --force or in another folder")
     return checkpoint
+
+
+class _PlainFiles(TorchCheckpointIO):
+    """Writes checkpoints where they belong; Lightning's own way is through the folder for temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch takes a full disk for a broken archive
+        torch.save(checkpoint, buffer)
+        Path(path).write_bytes(buffer.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        return _load(Path(path))
 
 
 @contextmanager

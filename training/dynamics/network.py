@@ -11,7 +11,7 @@ from typing import Literal
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ase_segnn._e3nn import o3
@@ -126,7 +126,7 @@ def save_network(network: ParticleNetwork, path: Path, about: Mapping[str, objec
     header = {"network": network.settings.model_dump(mode="json"), "scale": network.scale, **about}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"ase-segnn": json.dumps(header)})
+        temporary.write_bytes(save(tensors, metadata={"ase-segnn": json.dumps(header)}))
 
 
 def load_network(path: Path | str) -> ParticleNetwork:
