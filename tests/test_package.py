@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from its own layer and from those before it.
 LAYERS = [
-    {"_e3nn", "caches", "checks", "files", "neighbors", "pair_search", "structures"},
+    {"_e3nn", "caches", "checks", "constraints", "files", "neighbors", "pair_search", "structures"},
     {"graph"},
     {"model"},
     {"evaluator", "potential_file", "potentials", "uncertainty"},

@@ -185,7 +185,7 @@ def _to_csv(history: list[dict[str, float]]) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        checkpoint: Any = torch.load(path, weights_only=True, map_location="cpu")
     except OSError:
         raise
     except Exception as error:  # torch raises whatever it stumbles over
@@ -194,7 +194,8 @@ def _load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "run" not in checkpoint:
         raise ValueError(f"'{path}' is a checkpoint of another program; start anew with --force or in another folder")
-    return checkpoint
+    found: dict[str, Any] = checkpoint
+    return found
 
 
 class _PlainFiles(TorchCheckpointIO):
