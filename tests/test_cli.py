@@ -15,6 +15,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixScaled
 from random_potentials import CONFIGS, random_potential
 from typer.testing import CliRunner
 
@@ -390,3 +391,72 @@ def test_cache_shows_and_empties_each(folder: Path, monkeypatch: pytest.MonkeyPa
     assert "compiled: removed 1 files, 5 MiB" in run("cache", "--empty", "all")
     assert list(compiled.iterdir()) == []
     assert "'everything' is not one of" in run("cache", "--empty", "everything", code=2)
+
+
+def test_md_keeps_constraints_and_adds_none() -> None:
+    crystal = ase.io.read("cu.xyz")
+    crystal.set_constraint(FixAtoms([0, 1]))
+    ase.io.write("fixed.traj", crystal)
+    md = ("md", "pot.safetensors", "fixed.traj", "--steps", "20", "--interval", "5", "--temperature", "600")
+    for ensemble in ("langevin", "nve"):
+        assert "of 6 degrees of freedom" in run(*md, "--ensemble", ensemble)
+        frames = ase.io.read(f"fixed-{ensemble}.traj", ":")
+        for frame in frames:
+            assert [(type(c), c.index.tolist()) for c in frame.constraints] == [(FixAtoms, [0, 1])]
+            assert np.array_equal(frame.positions[:2], crystal.positions[:2])
+            assert not frame.get_momenta()[:2].any()
+        assert np.abs(frames[-1].positions[2:] - crystal.positions[2:]).max() > 0.01
+        kelvin = [frame.get_temperature() for frame in frames]
+        assert log(f"fixed-{ensemble}.csv")["temperature_K"] == pytest.approx(kelvin)
+    assert "constraints (FixAtoms), and NPT moves all atoms" in run(*md, "--ensemble", "npt", code=2)
+    run("md", "pot.safetensors", "water.xyz", "--steps", "5", "--interval", "1")
+    frames = ase.io.read("water-langevin.traj", ":")
+    assert [frame.constraints for frame in frames] == [[]] * 6
+    assert np.abs([frame.get_momenta().sum(axis=0) for frame in frames]).max() < 1e-10
+
+
+@pytest.mark.parametrize("ensemble", ["langevin", "nve"])
+def test_md_of_one_atom(ensemble: str) -> None:
+    ase.io.write("atom.xyz", Atoms("Cu"))
+    text = run("md", "pot.safetensors", "atom.xyz", "--ensemble", ensemble, "--steps", "20")
+    assert "of 3 degrees of freedom" in text
+    assert np.isfinite(log(f"atom-{ensemble}.csv")["temperature_K"]).all()
+    assert log(f"atom-{ensemble}.csv")["temperature_K"][0] == pytest.approx(300)
+
+
+def test_relax_keeps_constraints(folder: Path) -> None:
+    crystal = ase.io.read("cu.xyz")
+    crystal.set_constraint(FixAtoms([0]))
+    ase.io.write("fixed.traj", crystal)
+    run("relax", "pot.safetensors", "fixed.traj", "--steps", "5", "--output", "relaxed.traj", code=1)
+    frames = ase.io.read("relaxed.traj", ":")
+    assert np.array_equal(frames[-1].positions[0], crystal.positions[0])
+    assert [type(c) for c in frames[-1].constraints] == [FixAtoms]
+    assert np.abs(frames[-1].positions - crystal.positions).max() > 0.01
+    text = run("relax", "pot.safetensors", "fixed.traj", "--cell", "--output", "cell.traj", code=2)
+    assert "constraints (FixAtoms), and --cell moves all atoms with the cell" in text
+    assert not (folder / "cell.traj").exists()
+    # In a skewed cell an atom may move along one cell vector only.
+    crystal.set_cell(
+        crystal.cell.array @ np.array([[1.0, 0.0, 0.0], [0.3, 1.0, 0.0], [0.2, -0.1, 1.0]]), scale_atoms=True
+    )
+    crystal.set_constraint([FixAtoms([0, 1, 2]), FixScaled([3], (1, 1, 0))])
+    ase.io.write("skewed.traj", crystal)
+    run("relax", "pot.safetensors", "skewed.traj", "--fmax", "0.001", "--steps", "100", "--output", "along.traj")
+    relaxed = ase.io.read("along.traj")
+    assert [type(c) for c in relaxed.constraints] == [FixAtoms, FixScaled]
+    moved = relaxed.cell.scaled_positions(relaxed.positions) - crystal.cell.scaled_positions(crystal.positions)
+    assert np.abs(moved[:3]).max() < 1e-9
+    assert np.abs(moved[3, :2]).max() < 1e-9
+    assert abs(moved[3, 2]) > 1e-3
+    relaxed.set_constraint()
+    relaxed.calc = SEGNNCalculator("pot.safetensors", dtype="float64")
+    assert abs(relaxed.get_forces()[3] @ relaxed.cell.array[2]) < 0.0011 * relaxed.cell.lengths()[2]
+    # With the cell, atoms that are fixed keep their place relative to it.
+    crystal.set_constraint(FixScaled([0, 1]))
+    ase.io.write("scaled.traj", crystal)
+    run("relax", "pot.safetensors", "scaled.traj", "--cell", "--steps", "5", "--output", "scaled-cell.traj", code=1)
+    relaxed = ase.io.read("scaled-cell.traj")
+    assert np.abs(relaxed.cell.array - crystal.cell.array).max() > 1e-3
+    moved = relaxed.cell.scaled_positions(relaxed.positions) - crystal.cell.scaled_positions(crystal.positions)
+    assert np.abs(moved[:2]).max() < 1e-9 < np.abs(moved[2:]).max()

@@ -80,7 +80,7 @@ def test_errors_on_the_test_sets_are_those_on_the_card(name: str) -> None:
             files = locate_all(names)
         except FileNotFoundError as error:
             pytest.skip(str(error))
-        frames = (frame for path in files.values() for frame in read_frames(path))
+        frames = (frame for file in files.values() for frame in read_frames(file.path))
         errors = predict_frames(calculator, frames).errors()
         for measure in ("energy_RMSE_meV", "forces_RMSE_meV_per_A"):
             # float32: the order of sums shows in energies

@@ -229,7 +229,7 @@ def read_store(names: Sequence[str], settings: DataSection, cutoff: float) -> tu
         See `TrainingData.read`.
     """
     files = locate_all(names, settings.folder)
-    checksums = {name: sha256(path) for name, path in files.items()}
+    checksums = {name: sha256(file.path) for name, file in files.items()}
     cache = Cache("graphs")
     folder = settings.cache or cache.folder
     store = FrameStore.of_files(files, checksums, settings.label_keys, cutoff, folder)

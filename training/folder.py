@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
 from ase_segnn.files import written_whole
@@ -18,6 +17,7 @@ from ase_segnn.potential_file import Provenance
 
 from .fit import CHECKPOINT, CURVE
 from .recipe import RunSection
+from .yaml12 import dump_yaml
 
 _RECORDED = ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")
 
@@ -104,7 +104,7 @@ class RunFiles:
         """Write the settled recipe: first what is learned, then how."""
         values = recipe.model_dump(mode="json")
         order = sorted(values, key=lambda key: key != "name" and key in RunSection.model_fields)
-        text = yaml.safe_dump({key: values[key] for key in order}, sort_keys=False)
+        text = dump_yaml({key: values[key] for key in order})
         with written_whole(self.recipe) as path:
             path.write_text(text, encoding="utf-8")
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ase_segnn.model.config import NetworkConfig
 
 from .frames import LABELS, LabelKeys
+from .yaml12 import load_yaml
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -285,9 +286,9 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe '{path}' is not YAML: {error}") from error
+        raise ValueError(f"recipe '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         known = ", ".join(Recipe.model_fields)
         raise ValueError(f"recipe '{path}' must be a YAML mapping with the keys {known}")  # noqa: TRY004  # of a file
@@ -306,7 +307,7 @@ def key_and_value(change: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, such as optimization.epochs=500, got '{change}'")
     try:
-        return key, yaml.safe_load(value)
+        return key, load_yaml(value)
     except yaml.YAMLError:
         return key, value  # such as *.xyz
 
@@ -339,7 +340,7 @@ def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
         return kind.model_validate(raw)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(problem, kind) for problem in error.errors())
-        raise ValueError(f"{source}:\n  " + "\n  ".join(lines)) from error
+        raise ValueError(f"{source}: {'; '.join(lines)}") from error
 
 
 def _explain(problem: Any, kind: type[BaseModel]) -> str:

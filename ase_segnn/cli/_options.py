@@ -63,4 +63,6 @@ def check_outputs(paths: Iterable[Path], *, force: bool) -> None:
 
 def name_of(source: str) -> str:
     """Return the name of a structure for its outputs: the file's, without folder, suffix and selection."""
-    return Path(source.partition("@")[0]).stem
+    from ase_segnn.structures import split_source
+
+    return Path(split_source(source)[0]).stem
