@@ -33,6 +33,7 @@ from ase_segnn.training.data import (
 )
 from ase_segnn.training.frames import Frame
 from ase_segnn.training.recipe import Recipe
+from ase_segnn.training.sources import DataFile, locate_all
 from ase_segnn.training.store import FrameStore
 
 
@@ -352,6 +353,7 @@ import resource, sys
 from pathlib import Path
 from labeled import labeled_crystals
 from ase_segnn.training.frames import Frame
+from ase_segnn.training.sources import DataFile, locate_all
 from ase_segnn.training.store import FrameStore
 
 frames = [Frame.from_atoms(atoms, "a") for atoms in labeled_crystals(8)]
@@ -403,3 +405,57 @@ def test_an_error_of_reading_frames_is_not_one_of_the_cache(frames_file: Path, m
     monkeypatch.setattr("ase_segnn.training.store.neighbor_list", fail)
     with pytest.raises(ConnectionResetError, match=r"^\[Errno \d+\] Connection reset by peer: 'far/frames.xyz'$"):
         read(recipe_for(frames_file))
+
+
+# ---- names of files
+
+
+def numbered(frames_file: Path, name: str, **data: object) -> list[str]:
+    recipe = recipe_for(frames_file, data={"train": name, "validation": 2, "test": {}, **data})
+    store = read(recipe).training.store
+    return [store.frame(index).source for index in range(len(store))]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [(":4", range(4)), ("8:", range(8, 12)), ("::3", range(0, 12, 3)), ("-3:", range(9, 12)), ("::-4", [11, 7, 3])],
+)
+def test_frames_are_selected_and_keep_their_numbers(frames_file: Path, selection: str, expected: list[int]) -> None:
+    assert numbered(frames_file, f"frames.xyz@{selection}") == [f"frames.xyz@{number}" for number in expected]
+    found = locate_all([f"{frames_file.parent}/fr*.xyz@{selection}"])
+    assert found == {f"{frames_file}@{selection}": DataFile(frames_file, selection)}
+
+
+def test_selections_have_stores_of_their_own(frames_file: Path) -> None:
+    assert [len(numbered(frames_file, f"frames.xyz@:{n}")) for n in (4, 5)] == [4, 5]
+    assert len(numbered(frames_file, "frames.xyz")) == 12
+    two = numbered(frames_file, ["frames.xyz@:3", "frames.xyz@10:"])  # type: ignore[arg-type]
+    assert two == [f"frames.xyz@{number}" for number in (0, 1, 2, 10, 11)]
+
+
+@pytest.mark.parametrize("name", ["me@there/a.xyz", "me@1/a.xyz", "a@2.xyz", "with space/a[1]*?.xyz", "größe/水.xyz"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_any_name_of_frames_is_found(frames_file: Path, name: str, absolute: bool) -> None:
+    path = frames_file.parent / name
+    path.parent.mkdir(exist_ok=True)
+    frames_file.rename(path)
+    source = str(path) if absolute else name
+    assert numbered(frames_file, source) == [f"{source}@{number}" for number in range(12)]
+    assert numbered(frames_file, f"{source}@5:9") == [f"{source}@{number}" for number in range(5, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("frames.xyz@20:", r"frames.xyz' has no frame that '@20:' selects"),
+        ("frames.xyz@::0", "step of 0"),
+        ("nothing.xyz@:3", "no data file 'nothing.xyz' in"),
+        ("frames.xyz@three", "no data file 'frames.xyz@three' in"),
+        ("no*.xyz@:3", r"no data file fits 'no\*.xyz'"),
+        ("folder", "folder' is a folder; give files of frames"),
+    ],
+)
+def test_selections_that_are_wrong(frames_file: Path, name: str, message: str) -> None:
+    (frames_file.parent / "folder").mkdir()
+    with pytest.raises((ValueError, OSError), match=message):
+        numbered(frames_file, name)
