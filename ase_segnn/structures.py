@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ase.io
 from ase import Atoms
-from ase.io.formats import UnknownFileTypeError, filetype
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 _NUMBER, _SLICE = re.compile(r"[+-]?\d+"), re.compile(r"([+-]?\d+)?:([+-]?\d+)?(:([+-]?\d+)?)?")
 
@@ -79,6 +79,8 @@ def read_numbered(source: str | Path) -> list[tuple[int, Atoms]]:
         raise IsADirectoryError(f"'{path}' is a folder; give a file of structures")
     if not path.is_file():
         raise FileNotFoundError(_not_found(text))
+    if path.stat().st_size == 0:
+        raise ValueError(f"'{path}' is empty")
     if _counts_from_end(wanted):
         frames = list(enumerate(_read(path, slice(None))))
         chosen, n_frames = frames[wanted], str(len(frames))
@@ -100,6 +102,21 @@ def read_structures(source: str | Path) -> list[Atoms]:
 def read_structure(source: str | Path) -> Atoms:
     """Read one structure, the last where a file has several; argument and errors as of `read_numbered`."""
     return read_structures(source)[-1]
+
+
+def check_writable_format(path: Path) -> None:
+    """Refuse names of files whose format ASE cannot tell or cannot write.
+
+    Raises
+    ------
+    ValueError
+    """
+    try:
+        known = ioformats[filetype(str(path), read=False)].can_write
+    except UnknownFileTypeError:
+        known = False
+    if not known:
+        raise ValueError(f"ASE writes no structures to files such as '{path}'; choose a name that ends in .xyz or .cif")
 
 
 def _exists(text: str) -> bool:
@@ -135,7 +152,7 @@ def _format(path: Path) -> str | None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()) or f"its reader ends in {type(error).__name__}"
 
 
 def _not_found(text: str) -> str:

@@ -97,7 +97,7 @@ def test_an_existing_path_comes_before_a_selection(suffix: str) -> None:
         ("frames.xyz@5:3", "'frames.xyz' has no structure that '@5:3' selects"),
         ("frames.xyz@::0", "the selection '@::0' has a step of 0"),
         ("a folder", "'a folder' is a folder; give a file of structures"),
-        ("empty.xyz", "'empty.xyz' has no structures|ASE cannot read 'empty.xyz'"),
+        ("empty.xyz", "'empty.xyz' is empty"),
         ("garbage.xyz", "ASE cannot read 'garbage.xyz': "),
         ("garbage", "ASE cannot read 'garbage': neither its name nor its first lines tell the format"),
     ],

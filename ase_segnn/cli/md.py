@@ -37,11 +37,13 @@ def md(
     ensemble: Annotated[
         Ensemble, typer.Option(help="Energy; temperature (Langevin); temperature and pressure.")
     ] = Ensemble.langevin,
-    temperature: Annotated[float, typer.Option(min=0, help="K; of the start and of the thermostat.")] = 300.0,
-    timestep: Annotated[float, typer.Option(min=1e-6, help="fs.")] = 0.5,
+    temperature: Annotated[float, typer.Option(min=0, max=1e6, help="K; of the start and of the thermostat.")] = 300.0,
+    timestep: Annotated[float, typer.Option(min=1e-6, max=1e4, help="fs.")] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1000,
-    friction: Annotated[float, typer.Option(min=0, help="1/fs, of the Langevin thermostat.")] = 0.01,
-    pressure: Annotated[float, typer.Option("--pressure-gpa", help="GPa, of the NPT ensemble.")] = 0.0,
+    friction: Annotated[float, typer.Option(min=0, max=1e3, help="1/fs, of the Langevin thermostat.")] = 0.01,
+    pressure: Annotated[
+        float, typer.Option("--pressure-gpa", min=-1e6, max=1e6, help="GPa, of the NPT ensemble.")
+    ] = 0.0,
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start from the momenta in STRUCTURE instead of random ones.")
     ] = False,
@@ -63,7 +65,9 @@ def md(
     from ase_segnn.checks import check_numbers
     from ase_segnn.structures import read_structure
 
-    prefix = output or f"{name_of(structure)}-{ensemble.value}"
+    prefix = f"{name_of(structure)}-{ensemble.value}" if output is None else output
+    if not prefix or prefix.endswith("/"):
+        raise ValueError(f"--output is the beginning of names of files, such as runs/first, got '{prefix}'")
     run = _Run(prefix, interval, steps, timestep)
     check_outputs([run.trajectory, run.log, run.plot], force=force)
     atoms = read_structure(structure)
@@ -86,7 +90,7 @@ class _Run:
     def __init__(self, prefix: str, interval: int, steps: int, timestep: float) -> None:
         self.trajectory, self.log, self.plot = (Path(f"{prefix}.{suffix}") for suffix in ("traj", "csv", "png"))
         self.interval, self.steps, self.timestep = interval, steps, timestep
-        self.seconds = 0.0
+        self.n_steps, self.seconds = 0, 0.0
 
     def perform(self, motion: Motion, dynamics: Any) -> dict[str, list[float]]:
         """Run all steps and return the columns of the log; Ctrl-C ends the run early and keeps what there is."""
@@ -149,6 +153,7 @@ class _Run:
                     f"after {dynamics.nsteps} steps {error}; the last frame of '{self.trajectory}' is this structure, "
                     f"and '{self.log}' holds the run up to it"
                 ) from error
+            self.n_steps, self.seconds = dynamics.nsteps, time.perf_counter() - started
         return columns
 
     def nanoseconds_per_day(self, step: int) -> float:
@@ -180,10 +185,10 @@ def _finish(run: _Run, columns: dict[str, list[float]], title: str, motion: Moti
     figure = dynamics_plot(columns, title)
     with written_whole(run.plot) as path:
         save_figure(figure, path)
-    steps = int(columns["step"][-1])
     kelvin = np.mean(columns["temperature_K"])
     typer.echo(
-        f"{steps} steps of {run.timestep:g} fs in {run.seconds:.1f} s, {run.nanoseconds_per_day(steps):.2f} ns/day; "
+        f"{run.n_steps} steps of {run.timestep:g} fs in {run.seconds:.1f} s, "
+        f"{run.nanoseconds_per_day(run.n_steps):.2f} ns/day; "
         f"mean temperature {kelvin:.0f} K of {motion.n_degrees_of_freedom} degrees of freedom"
     )
     if motion.ensemble is Ensemble.nve and len(columns["step"]) > 2:

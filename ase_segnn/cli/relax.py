@@ -38,7 +38,7 @@ def relax(
     output: Annotated[
         Path | None, typer.Option(help="Relaxed structure, in any format ASE writes; default <name>-relaxed.xyz.")
     ] = None,
-    fmax: Annotated[float, typer.Option(min=1e-12, help="Largest force at the end, eV/Å.")] = 0.01,
+    fmax: Annotated[float, typer.Option(min=1e-12, max=1e6, help="Largest force at the end, eV/Å.")] = 0.01,
     steps: Annotated[int, typer.Option(min=1, help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell as well.")] = False,
     optimizer: Annotated[Optimizer, typer.Option(help="Algorithm.")] = Optimizer.bfgs,
@@ -54,11 +54,12 @@ def relax(
 
     from ase_segnn.checks import check_numbers
     from ase_segnn.constraints import check_for_cell, constrained_by, for_dynamics
-    from ase_segnn.structures import read_structure
+    from ase_segnn.structures import check_writable_format, read_structure
 
     output = output or Path(f"{name_of(structure)}-relaxed.xyz")
     trajectory = output.with_suffix(".traj")
     check_outputs(dict.fromkeys([output, trajectory]), force=force)
+    check_writable_format(output)
     atoms = read_structure(structure)
     check_numbers(atoms)
     if cell and not atoms.pbc.all():

@@ -55,14 +55,12 @@ def train(
     if recipe is not None and not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
     raw = _raw_recipe(data or [], test or []) if recipe is None else read_recipe_file(recipe)
+    options = {"optimization.max_time": time, "base": base, "committee": committee}
     for key, value in (
         *(key_and_value(change) for change in changes or []),
-        ("optimization.max_time", time),
-        ("base", base),
-        ("committee", committee),
+        *((key, value) for key, value in options.items() if value is not None),
     ):
-        if value is not None:
-            set_key(raw, key, value)
+        set_key(raw, key, value)
     source = "these options" if recipe is None else f"recipe '{recipe}'"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if "system" in raw:

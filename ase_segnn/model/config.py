@@ -34,7 +34,7 @@ class NetworkConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cutoff: PositiveFloat = 5.0
+    cutoff: Annotated[PositiveFloat, Field(le=50)] = 5.0  # 10,000 neighbors and more are a slip of the pen
     irreps_hidden: str = "64x0e+64x1o"
     l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
     l_max_node_attributes: Annotated[int, Field(ge=0)] | None = None
