@@ -95,8 +95,10 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
     return FitResult(run["history"], run["seconds"])
 
 
-def check_logger(recipe: RunSection) -> None:
-    """Raise an ImportError if the package of the logger is not installed."""
+def check_machine(recipe: RunSection) -> None:
+    """Raise an ImportError if the package of the logger is not installed, a ValueError if there is no such device."""
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: cuda is not available, torch {torch.__version__} finds no GPU here; use auto or cpu")
     if recipe.logger is not None and not any(find_spec(name) for name in _PACKAGES[recipe.logger]):
         raise ImportError(f"logger: {recipe.logger} needs the package: pip install {_PACKAGES[recipe.logger][0]}")
 

@@ -22,6 +22,13 @@ Count = Annotated[int, Field(ge=1, strict=True)]  # 1.0 is no count
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
+# Keys that take values of several kinds, and which.
+_CHOICES = {
+    "data.validation": "should be a number of frames, a fraction greater than 0 and less than 1, or files",
+    "data.held_out": "should be a number of frames, or a fraction greater than 0 and less than 1",
+    "data.reference_energies": "should be eV per element, a file of isolated atoms, 'least-squares' or 'auto'",
+    "compile": "should be true, false or auto",
+}
 _UNITS_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -217,7 +224,7 @@ class RunSection(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     optimization: FitSection = FitSection()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: PositiveInt = 1
     compile: bool | Literal["auto"] = "auto"
@@ -339,21 +346,63 @@ def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(problem, kind) for problem in error.errors())
+        lines = dict.fromkeys(_explain(problem, raw, kind) for problem in error.errors())
         raise ValueError(f"{source}: {'; '.join(lines)}") from error
 
 
-def _explain(problem: Any, kind: type[BaseModel]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    message = problem["msg"].removeprefix("Value error, ")
+def _explain(problem: Any, raw: dict[str, Any], kind: type[BaseModel]) -> str:
+    """Say in one sentence which key is wrong, what it has, and what it may have."""
+    keys, value = _key_of(problem, raw)
+    name = ".".join(map(str, keys))
+    if name in _CHOICES:
+        return f"{name}: {_CHOICES[name]}, got {_shown(value)}"
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "keys and values", problem["msg"])
+    message = message.removeprefix("Value error, ").replace("Input should", "should")
+    if problem["type"] in ("missing", "value_error"):
+        return f"{name}: {message}" if name else message
     if problem["type"] != "extra_forbidden":
-        return f"{'.'.join(location)}: {message}" if location else message
+        return f"{name}: {message}, got {_shown(value)}"
     section = kind
-    for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
+    for key in keys[:-1]:
+        annotation = section.model_fields[str(key)].annotation
         assert isinstance(annotation, type)
         section = annotation
     known = list(section.model_fields)
-    close = get_close_matches(location[-1], known, n=1, cutoff=0.5)
+    elsewhere = [place for place in _places(str(keys[-1]), kind) if place != name]
+    if elsewhere:
+        return f"{name}: unknown key; did you mean '{elsewhere[0]}'?"
+    close = get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
-    return f"{'.'.join(location)}: unknown key; {hint}"
+    return f"{name}: unknown key; {hint}"
+
+
+def _places(key: str, kind: type[BaseModel]) -> list[str]:
+    """Where a key is known: at the top or in a section of it."""
+    places = [key] if key in kind.model_fields else []
+    for name, field in kind.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel) and key in section.model_fields:
+            places.append(f"{name}.{key}")
+    return places
+
+
+def _key_of(problem: Any, raw: dict[str, Any]) -> tuple[list[Any], Any]:
+    """Return the key of a problem, part by part, and its value; the rest of its location are names of types."""
+    keys: list[Any] = []
+    value: Any = raw
+    for part in problem["loc"]:
+        is_missing = isinstance(value, dict) and problem["type"] == "missing" and part == problem["loc"][-1]
+        if is_missing or (isinstance(value, dict) and part in value):
+            keys.append(part)
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            keys.append(part)
+            value = value[part]
+        else:
+            break
+    return keys, value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -22,7 +22,7 @@ from .audit import Auditor, one_line
 from .base import Base
 from .card import write_card
 from .data import TrainingData, least_squares_energies
-from .fit import CHECKPOINT, FitResult, check_logger, fit, with_epochs, worth_compiling
+from .fit import CHECKPOINT, FitResult, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of
 from .frames import LABELS
 from .potential_module import PotentialModule
@@ -154,7 +154,7 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     ImportError
         If the package of the logger is not installed.
     """
-    check_logger(recipe)
+    check_machine(recipe)
     training, optimization = data.training, recipe.optimization
     changes: dict[str, Any] = {}
     n_labels = training.n_labels()
