@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Errors of writing, which come without the name of a file from all but `open`.
@@ -37,7 +37,8 @@ def written_whole(path: Path) -> Iterator[Path]:
             raise _named(error, path, "cannot be written and is as it was before") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # in a folder that is read-only, though there is nothing to remove
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

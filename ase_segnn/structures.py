@@ -113,7 +113,7 @@ def check_writable_format(path: Path) -> None:
     """
     try:
         known = ioformats[filetype(str(path), read=False)].can_write
-    except UnknownFileTypeError:
+    except (UnknownFileTypeError, KeyError):
         known = False
     if not known:
         raise ValueError(f"ASE writes no structures to files such as '{path}'; choose a name that ends in .xyz or .cif")

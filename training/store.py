@@ -130,7 +130,8 @@ class FrameStore:
                 raise
             raise OSError(
                 error.errno,
-                f"{error.strerror}; this is for graphs of frames, set data.cache to a folder where they have room",
+                f"{error.strerror}; this is for graphs of frames, set data.cache to a folder that can be written and has "
+                "room",
                 error.filename,
             ) from error
 
