@@ -130,8 +130,7 @@ class FrameStore:
                 raise
             raise OSError(
                 error.errno,
-                f"{error.strerror}; this is for graphs of frames, set data.cache to a folder that can be written and has "
-                "room",
+                f"{error.strerror}; this is for graphs of frames, set data.cache to a folder with room that can be written",
                 error.filename,
             ) from error
 
