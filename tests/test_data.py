@@ -393,7 +393,7 @@ def test_an_error_of_the_cache_says_what_to_set(
     assert caught.value.errno == number
     assert Path(caught.value.filename).parent == tmp_path / "cache"
     monkeypatch.undo()
-    with pytest.raises(OSError, match=r"set data\.cache to a folder") as caught:
+    with pytest.raises(OSError, match=r"set data\.cache to another folder") as caught:
         read(recipe_for(frames_file, data={"cache": f"{frames_file}/below"}))
     assert caught.value.filename == f"{frames_file}/below"
 

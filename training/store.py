@@ -130,7 +130,7 @@ class FrameStore:
                 raise
             raise OSError(
                 error.errno,
-                f"{error.strerror}; this is for graphs of frames, set data.cache to a folder with room that can be written",
+                f"{error.strerror}; this is for graphs of frames, set data.cache to another folder",
                 error.filename,
             ) from error
 
