@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import ase.io
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
+_Item = TypeVar("_Item")
 _NUMBER, _SLICE = re.compile(r"[+-]?\d+"), re.compile(r"([+-]?\d+)?:([+-]?\d+)?(:([+-]?\d+)?)?")
 
 
@@ -56,6 +59,36 @@ def to_slice(selection: str) -> slice:
     if len(parts) == 3 and parts[2] == 0:
         raise ValueError(f"the selection '@{selection}' has a step of 0; give another, such as @::10")
     return slice(*parts)
+
+
+def selected(items: Iterable[_Item], selection: str, path: str | Path) -> Iterator[_Item]:
+    """Yield what a selection takes of the structures of a file, which may come one at a time.
+
+    >>> list(selected("abcdef", "1::2", "letters.xyz"))
+    ['b', 'd', 'f']
+
+    Parameters
+    ----------
+    items : one for each structure, in order
+    selection : see `to_slice`
+    path : of the file, for messages
+
+    Raises
+    ------
+    ValueError
+        If nothing is selected.
+    """
+    wanted = to_slice(selection)
+    if _counts_from_end(wanted):
+        chosen = iter(list(items)[wanted])
+    else:
+        chosen = islice(items, wanted.start, wanted.stop, wanted.step)
+    n_chosen = 0
+    for item in chosen:
+        yield item
+        n_chosen += 1
+    if n_chosen == 0 and selection:
+        raise ValueError(f"'{path}' has no structure that '@{selection}' selects")
 
 
 def read_numbered(source: str | Path) -> list[tuple[int, Atoms]]:

@@ -447,7 +447,7 @@ def test_any_name_of_frames_is_found(frames_file: Path, name: str, absolute: boo
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("frames.xyz@20:", r"frames.xyz' has no frame that '@20:' selects"),
+        ("frames.xyz@20:", r"frames.xyz' has no structure that '@20:' selects"),
         ("frames.xyz@::0", "step of 0"),
         ("nothing.xyz@:3", "no data file 'nothing.xyz' in"),
         ("frames.xyz@three", "no data file 'frames.xyz@three' in"),

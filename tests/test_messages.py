@@ -161,7 +161,7 @@ def test_options(folder: Path, arguments: str, message: str) -> None:
         ),
         ("--test labeled.xyz", "give either one recipe or frames with --data"),
         ("--data nothing.xyz", "no data file 'nothing.xyz'"),
-        ("--data labeled.xyz@20:", "'labeled.xyz' has no frame that '@20:' selects"),
+        ("--data labeled.xyz@20:", "'labeled.xyz' has no structure that '@20:' selects"),
         ("--data folder", "'folder' is a folder; give files of frames"),
         ("--data labeled.xyz --test nothing.xyz", "no data file 'nothing.xyz'"),
         ("--data labeled.xyz --time soon", "'soon' is no duration"),

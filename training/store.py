@@ -16,9 +16,8 @@ import math
 import os
 import weakref
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -32,7 +31,7 @@ from numpy.typing import NDArray
 from ase_segnn.files import written_whole
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.neighbors import neighbor_list
-from ase_segnn.structures import to_slice
+from ase_segnn.structures import selected
 
 from .batches import LabeledGraph
 from .frames import LABELS, Frame, LabelKeys, read_frames
@@ -122,7 +121,11 @@ class FrameStore:
             pass
         except (OSError, ValueError) as error:
             logger.warning("the graphs of the frames are made anew: %s", error)
-        frames = (frame for name, file in files.items() for frame in _selected(name, file, keys))
+        frames = (
+            frame
+            for name, (file, selection) in files.items()
+            for frame in selected(read_frames(file, keys, name.removesuffix(f"@{selection}")), selection, file)
+        )
         try:
             return cls.build(path, frames, cutoff)
         except OSError as error:
@@ -234,21 +237,6 @@ class FrameStore:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the open file: every process opens its own."""
         return {**self.__dict__, "_file": None}
-
-
-def _selected(name: str, file: DataFile, keys: LabelKeys) -> Iterator[Frame]:
-    """Read the frames that are meant; their sources have their numbers in the file."""
-    wanted = to_slice(file.selection)
-    frames = read_frames(file.path, keys, name.removesuffix(f"@{file.selection}"))
-    if any(part is not None and part < 0 for part in (wanted.start, wanted.stop, wanted.step)):
-        chosen = iter(list(frames)[wanted])
-    else:
-        chosen = islice(frames, wanted.start, wanted.stop, wanted.step)
-    first = next(chosen, None)
-    if first is None:
-        raise ValueError(f"'{file.path}' has no frame that '@{file.selection}' selects")
-    yield first
-    yield from chosen
 
 
 def _row_bytes(columns: _Columns) -> int:
