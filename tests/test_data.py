@@ -388,7 +388,7 @@ def test_an_error_of_the_cache_says_what_to_set(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("ase_segnn.training.store._write", fail)
-    with pytest.raises(OSError, match=rf"{os.strerror(number)}.*set data.cache to a folder") as caught:
+    with pytest.raises(OSError, match=rf"{os.strerror(number)}.*set data.cache to another folder") as caught:
         read(recipe_for(frames_file))
     assert caught.value.errno == number
     assert Path(caught.value.filename).parent == tmp_path / "cache"
