@@ -364,7 +364,7 @@ def test_train_needs_no_recipe(folder: Path) -> None:
     recipe = load_recipe(folder / "frames" / "recipe.yaml")
     assert recipe.optimization.max_time == 2
     assert "other: RMSE" in run("train", "--data", "frames.xyz", "--test", "other.xyz", "--output", "with", *small)
-    assert "give either a recipe or frames" in run("train", code=2)
+    assert "give either one recipe or frames" in run("train", code=2)
     assert "optimization.epoch: unknown key" in run(
         "train", "--data", "frames.xyz", "--set", "optimization.epoch=1", code=2
     )
