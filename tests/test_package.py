@@ -126,7 +126,7 @@ def state():
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
-        "TF32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        "TF32": (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision),
         "matmul precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn benchmark": torch.backends.cudnn.benchmark,

@@ -276,7 +276,10 @@ def test_damaged_files_are_refused(
             safetensors.torch.save({"w": torch.ones(2)}, {"format": "pt"}),
             "another program: its metadata has format 'pt'",
         ),
-        (safetensors.torch.save({}, {"format": "ase-segnn-potential"}), "its metadata has no header"),
+        (
+            safetensors.torch.save({"w": torch.ones(2)}, {"format": "ase-segnn-potential"}),
+            "its metadata has no header",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -22,10 +22,10 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.cpp import load_cpp
 from ase_segnn.model.edge_layout import Layout, edge_functions, why_no_loops
+from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.native_source import ARGUMENTS, NativeSource
 from ase_segnn.model.potential import Potential, Prediction, sum_structures
 from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
@@ -263,7 +263,7 @@ def _merged(layer: SEGNNLayer) -> SEGNNLayer:
     merged = copy.deepcopy(layer)
     widths = [(weight.shape[0], ir) for weight, (_, ir) in zip(message.weights, message.irreps_out, strict=True)]
     with torch.random.fork_rng(devices=[]):
-        first = SteerableLinear(message.irreps_out + o3.Irreps(widths), update.irreps_attributes, update.irreps_out)
+        first = SteerableLinear(message.irreps_out + Irreps(widths), update.irreps_attributes, update.irreps_out)
     first.to(message.weights[0].dtype)
     for new, weight, paths, old in zip(first.weights, update.weights, first.paths, update.paths, strict=True):
         rows = {(path.entry_in, path.copy): weight[path.rows] for path in old}

@@ -11,11 +11,11 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.constants import ModuleWithConstants
+from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.radial import bessel_basis, polynomial_envelope
 from ase_segnn.model.segnn import SEGNN
 from ase_segnn.model.steerable import sum_to
@@ -88,12 +88,12 @@ class Potential(ModuleWithConstants):
         network = config.network
         self.harmonics = SphericalHarmonics(network.l_max_attributes)
         irreps_node_attributes, irreps_edge_attributes = (
-            o3.Irreps.spherical_harmonics(l_max) for l_max in (network.degree_of_nodes, network.l_max_attributes)
+            Irreps.spherical_harmonics(l_max) for l_max in (network.degree_of_nodes, network.l_max_attributes)
         )
         self.network = SEGNN(
-            irreps_in=o3.Irreps([(len(numbers), "0e")]),
-            irreps_hidden=o3.Irreps(network.irreps_hidden),
-            irreps_out=o3.Irreps("1x0e"),
+            irreps_in=Irreps([(len(numbers), "0e")]),
+            irreps_hidden=Irreps(network.irreps_hidden),
+            irreps_out=Irreps("1x0e"),
             irreps_node_attributes=irreps_node_attributes,
             irreps_edge_attributes=irreps_edge_attributes,
             n_layers=network.n_layers,
