@@ -8,12 +8,15 @@ import json
 import math
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
@@ -28,6 +31,7 @@ _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON heade
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _STORED_DTYPES = {"float32": "F32", "float64": "F64"}  # as safetensors spells them
+_INITIALIZERS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_}  # what `torch.nn.init` calls
 
 
 class PotentialFileError(ValueError):
@@ -159,10 +163,9 @@ def load_potential(path: str | Path) -> Potential | Committee:
     if hashlib.sha256(content[len(content) - n_weights_bytes :]).hexdigest() != header.tensors_sha256:
         raise _corrupted(path, "the checksum of its weights is wrong")
     tensors = safetensors.torch.load(content)
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        members = [Potential(header.config).to(_DTYPES[header.dtype]) for _ in range(header.n_members)]
-        for member, prefix in zip(members, _prefixes(header), strict=True):
-            member.load_state_dict({name: tensors[prefix + name] for name in member.state_dict()})
+    members = [_unfilled(header.config).to(_DTYPES[header.dtype]) for _ in range(header.n_members)]
+    for member, prefix in zip(members, _prefixes(header), strict=True):
+        member.load_state_dict({name: tensors[prefix + name] for name in member.state_dict()})
     try:
         potential: Potential | Committee = members[0] if header.n_members == 1 else Committee(members)
     except ValueError as error:
@@ -319,10 +322,9 @@ def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_bytes: int, path: Path) -> None:
-    """Compare the table of the weights with the potential that the config describes, built without memory."""
+    """Compare the table of the weights with the potential that the config describes."""
     try:
-        with torch.device("meta"):
-            weights = Potential(header.config).state_dict()
+        weights = _unfilled(header.config).state_dict()
     except Exception as error:  # whatever a config that was not made here may break
         raise PotentialFileError(f"the config in '{path}' does not build a potential: {error}") from error
     expected = {prefix + name: weight for prefix in _prefixes(header) for name, weight in weights.items()}
@@ -346,6 +348,27 @@ def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_byt
             raise _corrupted(path, f"the bytes of the weights '{name}' are not where they should be")
     if end != n_weights_bytes:
         raise _corrupted(path, f"its weights should have {end} bytes, {n_weights_bytes} are left")
+
+
+def _unfilled(config: PotentialConfig) -> Potential:
+    """Build a potential on the CPU whose weights are allocated and left so, which takes no memory until they are read.
+
+    The "meta" device would do as well, but there torch imports its compiler and sympy, which takes seconds.
+    """
+    with torch.device("cpu"), _NoInitialization():
+        return Potential(config)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Let the initializers of `torch.nn.init` return what they are given."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _INITIALIZERS or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _offsets(name: str, entry: Any, path: Path) -> tuple[int, int]:

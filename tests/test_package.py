@@ -156,6 +156,23 @@ def test_an_import_changes_and_prints_nothing():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+IMPORT_LITTLE = """
+import sys
+from ase.build import molecule
+from ase_segnn import AtomicGraph, load_potential
+from ase_segnn.potentials import path_of
+
+potential = load_potential(path_of("acac-pbe"))
+potential.predict(AtomicGraph.from_atoms(molecule("CH3CH2OH"), potential.cutoff), stress=False)
+print(*sorted({"e3nn", "sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+
+
+def test_to_load_and_evaluate_a_potential_no_compiler_is_imported():
+    result = subprocess.run([sys.executable, "-c", IMPORT_LITTLE], capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"
+
+
 def test_slice_stays_allowed_for_a_program_that_allowed_it():
     code = (
         "import torch; torch.serialization.add_safe_globals([slice]); import ase_segnn._e3nn; "

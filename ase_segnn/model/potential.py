@@ -77,9 +77,9 @@ class Potential(ModuleWithConstants):
         self.config = config
         numbers = [atomic_numbers[symbol] for symbol in config.elements]
         unknown = len(numbers)  # out of range wherever species index, so that an unknown element is no other one
-        species_of_number = torch.full((max(numbers) + 1,), unknown, dtype=torch.int64)
-        species_of_number[numbers] = torch.arange(len(numbers))
-        self.register_buffer("species_of_number", species_of_number, persistent=False)
+        species_of_number = np.full(max(numbers) + 1, unknown)
+        species_of_number[numbers] = np.arange(len(numbers))
+        self.register_buffer("species_of_number", torch.tensor(species_of_number), persistent=False)
         reference = np.array([config.reference_energies[symbol] for symbol in config.elements])
         shifts = np.array([config.energy_shifts.get(symbol, 0.0) for symbol in config.elements])
         self.register_constant("reference_energies", reference, always_float64=True)

@@ -154,9 +154,11 @@ class SteerableLinear(ModuleWithConstants):
                 self._register_wigner_3j(l_in, l_attribute, l_out)
             self.paths.append(paths)
             spread = gain / math.sqrt(max(row, 1))
-            weights.append(nn.Parameter(torch.randn(row, mul_out, dtype=torch.float32) * spread))
+            weights.append(nn.Parameter(torch.empty(row, mul_out, dtype=torch.float32)))
+            nn.init.normal_(weights[-1], std=spread)
             if bias and ir_out.l == 0 and ir_out.p == 1:
-                biases[str(entry_out)] = nn.Parameter(torch.zeros(mul_out, dtype=torch.float32))
+                biases[str(entry_out)] = nn.Parameter(torch.empty(mul_out, dtype=torch.float32))
+                nn.init.zeros_(biases[str(entry_out)])
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterDict(biases)
 
