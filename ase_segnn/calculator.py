@@ -155,6 +155,11 @@ class SEGNNCalculator(Calculator):
         if max_deviation is not None:
             self.parameters.update(max_deviation=max_deviation, on_deviation=on_deviation)
 
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items() if name != "potential")
+        members = f"{len(self._potential.members)} x " if isinstance(self._potential, Committee) else ""
+        return f"SEGNNCalculator({self._potential_name}: {members}{self._potential.config.summary}; {options})"
+
     @property
     def potential(self) -> Potential | Committee:
         """What is evaluated, on the calculator's device and in its dtype; not to be changed."""

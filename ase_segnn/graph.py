@@ -124,6 +124,11 @@ class AtomicGraph:
         """Number of structures."""
         return self.cell.shape[0]
 
+    def __repr__(self) -> str:
+        counts = (self.n_structures, "structure"), (self.n_atoms, "atom"), (self.n_edges, "edge")
+        named = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
+        return f"AtomicGraph({named}, {self.positions.device})"
+
     def volumes(self) -> Tensor:
         """Volumes of the cells, (B,) Å³; 0 where a cell vector is 0."""
         a, b, c = self.cell.unbind(1)

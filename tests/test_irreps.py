@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ase_segnn import SEGNN
@@ -14,6 +14,7 @@ entry = st.one_of(irrep, st.builds("{}x{}".format, st.integers(0, 130), irrep))
 text = st.lists(entry, max_size=6).map(" + ".join)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text)
 def test_irreps_equal_those_of_e3nn(text):
     own, expected = Irreps(text), o3.Irreps(text)
@@ -25,6 +26,7 @@ def test_irreps_equal_those_of_e3nn(text):
     assert [ir.dim for _, ir in own] == [ir.dim for _, ir in expected]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text)
 def test_irreps_are_given_to_e3nn_and_taken_from_it(text):
     own = Irreps(text)
@@ -34,6 +36,7 @@ def test_irreps_are_given_to_e3nn_and_taken_from_it(text):
     assert Irreps([(mul, str(ir)) for mul, ir in own]) == own
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(irrep, irrep, irrep)
 def test_irreps_couple_as_in_e3nn(a, b, c):
     (_, own_a), (_, own_b), (_, own_c) = Irreps(f"{a}+{b}+{c}")

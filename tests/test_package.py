@@ -187,6 +187,27 @@ def test_public_names_exist(name):
     assert name in dir(ase_segnn)
 
 
+def test_type_checkers_see_the_names_that_are_imported_on_use():
+    for node in ast.parse(SOURCES["ase_segnn"].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            seen = {alias.name: part.module for part in node.body for alias in part.names}
+    assert seen == ase_segnn._MODULE_OF
+    assert set(ase_segnn.__all__) == {*seen, "__version__"}
+    for name, module in seen.items():
+        assert getattr(import_module(module), name) is getattr(ase_segnn, name)
+
+
+def test_errors_of_the_library_are_public():
+    """Whoever catches an error must be able to import its class."""
+    own = {}
+    for module, path in SOURCES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(("Error", "Warning")):
+                own[node.name] = module
+    assert {"NoCompilerError", "PotentialFileError", "UncertaintyError"} <= own.keys()
+    assert {name: ase_segnn._MODULE_OF.get(name) for name in own} == own
+
+
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match=r"no attribute 'SEGNNPotential'; public names are .*SEGNNCalculator"):
         ase_segnn.SEGNNPotential  # noqa: B018

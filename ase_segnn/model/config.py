@@ -14,6 +14,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 _MOST_PAIRS = 10  # of elements that are listed
+_MOST_ELEMENTS = 10  # that are listed
 
 
 class NetworkConfig(BaseModel):
@@ -67,7 +68,8 @@ class NetworkConfig(BaseModel):
     def shape(self) -> str:
         """The shape in words, for cards and listings."""
         nodes = "" if self.l_max_node_attributes is None else f" at edges and {self.l_max_node_attributes} at nodes"
-        return f"{self.n_layers} layers, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
+        layers = f"{self.n_layers} layer{'s' * (self.n_layers != 1)}"
+        return f"{layers}, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
 
     @property
     def degree_of_nodes(self) -> int:
@@ -126,6 +128,13 @@ class PotentialConfig(BaseModel):
                 f"{lightest_first[-1]}', of the elements {', '.join(self.elements)} and the lighter one first"
             )
         return self
+
+    @property
+    def summary(self) -> str:
+        """Elements, cutoff and shape of the network in one line."""
+        more = len(self.elements) - _MOST_ELEMENTS
+        elements = " ".join(self.elements[:_MOST_ELEMENTS]) + f" and {more} more" * (more > 0)
+        return f"{elements}, cutoff {self.network.cutoff:g} Å, {self.network.shape}{', ZBL' * self.zbl}"
 
     @property
     def repulsion(self) -> str:

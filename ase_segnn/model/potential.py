@@ -39,6 +39,10 @@ class Prediction:
     forces: Tensor | None = None
     stress: Tensor | None = None
 
+    def __repr__(self) -> str:
+        shapes = [f"{name} {tuple(value.shape)}" for name, value in vars(self).items() if value is not None]
+        return f"{type(self).__name__}({', '.join(shapes)}, {self.energy.device})"
+
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Return what there is of it as arrays, by the names above."""
         return {name: tensor.numpy(force=True) for name, tensor in vars(self).items() if tensor is not None}
@@ -123,6 +127,9 @@ class Potential(ModuleWithConstants):
     def device(self) -> torch.device:
         """Where it is."""
         return self.one_hot.device
+
+    def __repr__(self) -> str:
+        return f"Potential({self.config.summary}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
 
     def forward(self, graph: AtomicGraph, edge_vectors: Tensor | None = None) -> Tensor:
         """Energy of each atom, differentiable.
