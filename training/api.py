@@ -17,7 +17,7 @@ from .data import TrainingData
 from .folder import RunFiles
 from .frames import Frame
 from .recipe import Recipe, make_recipe
-from .run import run_on
+from .run import fit_on, run_on, settled
 from .store import FrameStore
 
 _IN_MEMORY = "frames in memory"
@@ -41,9 +41,9 @@ def train(
     frames : with labels as results of a calculator or under their names in ``info`` and ``arrays``, as in files
     name : of the potential and its files
     validation : frames to watch the errors of the run with; by default a tenth of `frames`, drawn at random
-    test : name -> frames to evaluate at the end
+    test : name -> frames to evaluate at the end, for the report in `output`
     max_time : such as "10m", or seconds; by default the run has a fixed number of epochs
-    output : folder that keeps potential, card, report and checkpoint; None keeps nothing but what is returned
+    output : folder that keeps potential, card, report and checkpoint; None makes nothing but what is returned
     overwrite : start anew in a folder that holds a run already
     settings : any other key of a recipe, such as ``network={"cutoff": 4.5}``; see `ase_segnn.training.recipe`
 
@@ -56,7 +56,8 @@ def train(
     FileExistsError
         If `output` holds a run and `overwrite` is not set.
     ValueError
-        If the data cannot be learned from, or a setting is unknown or not allowed.
+        If the data cannot be learned from, a setting is unknown or not allowed, or there are `test` frames without an
+        `output` that tells the errors on them.
 
     Examples
     --------
@@ -65,6 +66,11 @@ def train(
         potential = train(frames, max_time="10m", optimization={"stress_weight": 1.0})
         atoms.calc = SEGNNCalculator(potential)
     """
+    if test and output is None:
+        raise ValueError(
+            f"test frames ({', '.join(test)}) are for the report of a run, and nothing is reported without a folder; "
+            "give output, or leave out test"
+        )
     sets = {"train": frames, **{f"test {key}": given for key, given in (test or {}).items()}}
     data: dict[str, Any] = {**settings.pop("data", {}), "train": _IN_MEMORY}
     data["test"] = dict.fromkeys(test or {}, _IN_MEMORY)
@@ -93,4 +99,7 @@ def train(
         }
         known = () if base is None else base.potential.elements
         read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={}, known_elements=known)
-        return run_on(read, recipe, files, base, overwrite=overwrite).potential
+        if output is not None:
+            return run_on(read, recipe, files, base, overwrite=overwrite).potential
+        files.folder.mkdir()
+        return fit_on(read, settled(recipe, read), files, base)[0]

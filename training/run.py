@@ -23,7 +23,7 @@ from .base import Base
 from .card import write_card
 from .data import TrainingData, least_squares_energies
 from .fit import CHECKPOINT, FitResult, check_logger, fit, with_epochs, worth_compiling
-from .folder import RunFiles, now, provenance_of
+from .folder import RunFiles, now, provenance_of, without_places
 from .frames import LABELS
 from .potential_module import PotentialModule
 from .recipe import Recipe
@@ -117,10 +117,8 @@ def run_on(
         if overwrite and not resume:
             files.forget()
         provenance = provenance_of(recipe, data.checksums)  # of the code as it is now
-        findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
-        files.write_recipe(recipe)
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
-        potential, results = _members(recipe, data, base, files, resume=resume)
+        potential, results, findings = fit_on(data, recipe, files, base, resume=resume)
         provenance = provenance.model_copy(update={"created": now()})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)  # whatever comes later
         calculator = SEGNNCalculator(potential)
@@ -131,7 +129,10 @@ def run_on(
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         notes = findings if base is None else [*findings, *base.compared(old, errors)]
         minutes = sum(result.seconds for result in results) / 60
-        write_card(files.card, recipe, potential, provenance, minutes=minutes, notes=notes)
+        public = Recipe.model_validate(provenance.recipe)  # the card is for others, as the potential is
+        write_card(
+            files.card, public, potential, provenance, minutes=minutes, notes=without_places(notes, data.checksums)
+        )
         verdicts = write_report(
             files.report,
             calculator,
@@ -142,6 +143,21 @@ def run_on(
             notes=notes,
         )
         return TrainingResult(potential, files.potential, files.card, files.report, files.audit, errors, verdicts)
+
+
+def fit_on(
+    data: TrainingData, recipe: Recipe, files: RunFiles, base: Base | None, *, resume: bool = False
+) -> tuple[Potential | Committee, list[FitResult], list[str]]:
+    """Audit the data and fit by a settled recipe, without a look at what came out.
+
+    Returns
+    -------
+    the potential, how each fit went, and the warnings of the audit
+    """
+    findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
+    files.write_recipe(recipe)
+    potential, results = _members(recipe, data, base, files, resume=resume)
+    return potential, results, findings
 
 
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
