@@ -14,10 +14,11 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ase_segnn.configuration import Configuration
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
@@ -38,7 +39,7 @@ class PotentialFileError(ValueError):
     """A file is not a potential, or not a whole one; or a potential cannot be written to a file."""
 
 
-class Provenance(BaseModel):
+class Provenance(Configuration):
     """Where the weights of a potential come from; everything may be left out, nothing may be added.
 
     Parameters
@@ -52,8 +53,6 @@ class Provenance(BaseModel):
     errors : data set -> error measure -> value; the unit is part of the measure's name
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     recipe: dict[str, Any] = {}
     data: dict[str, str] = {}
     commit: str | None = None
@@ -63,7 +62,7 @@ class Provenance(BaseModel):
     errors: dict[str, dict[str, float]] = {}
 
 
-class PotentialHeader(BaseModel):
+class PotentialHeader(Configuration):
     """What a potential file says about itself; elements, reference energies and cutoff are in `config`.
 
     Parameters
@@ -76,8 +75,6 @@ class PotentialHeader(BaseModel):
     provenance : where the weights come from
     tensors_sha256 : of the bytes of all weights, in the order of the file
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int
     units: dict[str, str]

@@ -32,7 +32,7 @@ import ase_segnn
 calculator = ase_segnn.SEGNNCalculator("acac-pbe", compile=False)
 import torch
 torch.serialization.add_safe_globals([slice])
-warnings.simplefilter("ignore", DeprecationWarning)
+warnings.simplefilter("ignore")
 from e3nn import o3
 product = o3.FullyConnectedTensorProduct("2x0e+2x1o", "1x0e+1x1o", "3x0e+2x1o").double()
 x, y = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from its own layer and from those before it.
 LAYERS = [
-    {"_e3nn", "checks", "files", "neighbors", "pair_search", "structures"},
+    {"_e3nn", "checks", "configuration", "files", "neighbors", "pair_search", "structures"},
     {"graph"},
     {"model"},
     {"evaluator", "potential_file", "potentials", "uncertainty"},
@@ -126,8 +126,11 @@ def state():
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
-        "TF32": (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision),
-        "matmul precision": torch.get_float32_matmul_precision(),
+        "precisions": (
+            torch.backends.cuda.matmul.fp32_precision,
+            torch.backends.cudnn.conv.fp32_precision,
+            torch.backends.mkldnn.matmul.fp32_precision,
+        ),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn benchmark": torch.backends.cudnn.benchmark,
         "gradients": torch.is_grad_enabled(),

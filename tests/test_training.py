@@ -489,7 +489,7 @@ def test_training_from_python(tmp_path: Path) -> None:
     assert torch.equal(load_potential(tmp_path / "run" / "potential.safetensors").one_hot, kept.one_hot)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(frames, output=tmp_path / "run", **settings)
-    with pytest.raises(ValueError, match=r"these settings:\n  sead: unknown key; did you mean 'seed'"):
+    with pytest.raises(ValueError, match=r"^these settings: sead: unknown key; did you mean 'seed'"):
         train(frames, sead=1)
 
 

@@ -13,7 +13,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+
+from ase_segnn.configuration import Configuration
 
 LABELS = ("energy", "forces", "stress")
 _REFERENCE_KEYS = {"energy": ["REF_energy"], "forces": ["REF_forces"], "stress": ["REF_stress", "REF_virials"]}
@@ -23,7 +24,7 @@ _WEIGHT_KEY = "config_weight"
 _ISOLATED = "IsolatedAtom"
 
 
-class LabelKeys(BaseModel):
+class LabelKeys(Configuration):
     """What labels are called in a file; each is looked for among a frame's calculator results, ``info`` and ``arrays``.
 
     Without a key of its own a label is `REF_energy`, `REF_forces`, `REF_stress` or `REF_virials` if the frame has any
@@ -36,8 +37,6 @@ class LabelKeys(BaseModel):
     forces : (n_atoms, 3) eV/Å
     stress : eV/Å³, positive in tension; (6,) in ASE's order xx, yy, zz, yz, xz, xy, or (3, 3) or (9,)
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     energy: str | None = None
     forces: str | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from ase_segnn.configuration import Configuration, checked
 from ase_segnn.model.config import NetworkConfig
 
 from .frames import LABELS, LabelKeys
@@ -20,7 +20,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # 1.0 is no count
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-_Kind = TypeVar("_Kind", bound=BaseModel)
+_Kind = TypeVar("_Kind", bound=Configuration)
 _UNITS_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -50,10 +50,8 @@ Duration = Annotated[PositiveFloat, BeforeValidator(parse_duration)]
 Files = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-class Section(BaseModel):
-    """Keys that belong together; unknown ones are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Section(Configuration):
+    """Keys of a recipe that belong together."""
 
 
 class DataSection(Section):
@@ -335,24 +333,4 @@ def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
     ValueError
         As `load_recipe`.
     """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        lines = dict.fromkeys(_explain(problem, kind) for problem in error.errors())
-        raise ValueError(f"{source}:\n  " + "\n  ".join(lines)) from error
-
-
-def _explain(problem: Any, kind: type[BaseModel]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] != "extra_forbidden":
-        return f"{'.'.join(location)}: {message}" if location else message
-    section = kind
-    for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    known = list(section.model_fields)
-    close = get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
-    return f"{'.'.join(location)}: unknown key; {hint}"
+    return checked(kind, raw, source)

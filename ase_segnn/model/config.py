@@ -6,8 +6,9 @@ from itertools import combinations_with_replacement
 from typing import Annotated
 
 from ase.data import atomic_numbers
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ase_segnn.configuration import Configuration
 from ase_segnn.model.irreps import Irreps
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -17,7 +18,7 @@ _MOST_PAIRS = 10  # of elements that are listed
 _MOST_ELEMENTS = 10  # that are listed
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(Configuration):
     """Shape of the network under a potential; everything here is a choice of accuracy against cost.
 
     Parameters
@@ -32,8 +33,6 @@ class NetworkConfig(BaseModel):
     gated_messages : two gates in the messages instead of one, see `ase_segnn.model.segnn.SEGNN`
     envelope_power : `p` of `ase_segnn.model.radial.polynomial_envelope`
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cutoff: PositiveFloat = 5.0
     irreps_hidden: str = "64x0e+64x1o"
@@ -77,7 +76,7 @@ class NetworkConfig(BaseModel):
         return self.l_max_attributes if self.l_max_node_attributes is None else self.l_max_node_attributes
 
 
-class PotentialConfig(BaseModel):
+class PotentialConfig(Configuration):
     """All that is needed to build a `Potential` before its weights are loaded.
 
     Parameters
@@ -93,8 +92,6 @@ class PotentialConfig(BaseModel):
         their covalent radii
     network : shape of the network
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     elements: tuple[str, ...] = Field(min_length=1)
     reference_energies: dict[str, Annotated[float, Field(allow_inf_nan=False)]]

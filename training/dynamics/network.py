@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ase_segnn._e3nn import o3
+from ase_segnn.configuration import checked
 from ase_segnn.files import written_whole
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.segnn import SEGNN
@@ -144,7 +145,7 @@ def load_network(path: Path | str) -> ParticleNetwork:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["ase-segnn"])
-            network = ParticleNetwork(NetworkSection.model_validate(header["network"]), header["scale"])
+            network = ParticleNetwork(checked(NetworkSection, header["network"], "network"), header["scale"])
             network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"'{path}' holds no network for particles: {error}") from error
