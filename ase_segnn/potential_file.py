@@ -44,8 +44,8 @@ class Provenance(Configuration):
 
     Parameters
     ----------
-    recipe : the training recipe as plain data
-    data : file name -> sha256 of each file of training data
+    recipe : the training recipe as plain data; training leaves out folders of the machine it ran on
+    data : file name, as in the recipe, -> sha256 of each file of training data
     commit : of the code that trained
     seed : of the training
     versions : package -> version

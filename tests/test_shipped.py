@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain, combinations_with_replacement
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def test_card_and_recipe_belong_to_the_potential(name: str) -> None:
         assert row in card
     assert recipe.card.level_of_theory in card
     assert path.stat().st_size < 5e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_names_no_folder_of_the_machine_it_was_made_on(name: str) -> None:
+    provenance = read_header(path_of(name)).provenance
+    assert provenance.data
+    assert re.findall(r'"(?:/|~|\.\./|[A-Za-z]:[/\\])[^"]*"', provenance.model_dump_json()) == []
+    assert {provenance.recipe["data"].get(key) for key in ("folder", "cache")} == {None}
 
 
 @pytest.mark.parametrize("name", NAMES)
