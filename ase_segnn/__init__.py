@@ -1,13 +1,13 @@
 """Steerable E(3)-equivariant graph networks (SEGNN) as interatomic potentials for ASE.
 
 Each public name is imported when it is first used, so that `import ase_segnn` costs nothing and changes nothing.
+`ase_segnn.training.train` is not among them: it needs the extra ``[train]``.
 
 Examples
 --------
 >>> import ase_segnn
->>> sorted(ase_segnn.__all__)  # doctest: +NORMALIZE_WHITESPACE
-['AtomicGraph', 'Committee', 'Potential', 'PotentialConfig', 'SEGNN', 'SEGNNCalculator', 'UncertaintyError',
- '__version__', 'load_potential', 'save_potential', 'select_frames']
+>>> sorted(ase_segnn.shipped_potentials())
+['acac-pbe', 'acac-pbe-fast', 'si-pbe']
 """
 
 from __future__ import annotations
@@ -17,13 +17,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ase_segnn.calculator import SEGNNCalculator
+    from ase_segnn.engines.build import NoCompilerError
+    from ase_segnn.evaluation import Evaluation, evaluate
     from ase_segnn.graph import AtomicGraph
-    from ase_segnn.model.committee import Committee
-    from ase_segnn.model.config import PotentialConfig
-    from ase_segnn.model.potential import Potential
+    from ase_segnn.labels.names import LabelKeys
+    from ase_segnn.model.committee import Committee, CommitteePrediction
+    from ase_segnn.model.config import NetworkConfig, PotentialConfig
+    from ase_segnn.model.potential import Potential, Prediction
     from ase_segnn.model.segnn import SEGNN
-    from ase_segnn.potential_file import load_potential, save_potential
-    from ase_segnn.selection import select_frames
+    from ase_segnn.potential_file import (
+        PotentialFileError,
+        PotentialHeader,
+        Provenance,
+        load_potential,
+        read_header,
+        save_potential,
+    )
+    from ase_segnn.potentials import shipped_potentials
+    from ase_segnn.selection import Selection, select_frames
     from ase_segnn.uncertainty import UncertaintyError
 
 __version__ = "0.1.0"
@@ -32,27 +43,53 @@ __all__ = [
     "SEGNN",
     "AtomicGraph",
     "Committee",
+    "CommitteePrediction",
+    "Evaluation",
+    "LabelKeys",
+    "NetworkConfig",
+    "NoCompilerError",
     "Potential",
     "PotentialConfig",
+    "PotentialFileError",
+    "PotentialHeader",
+    "Prediction",
+    "Provenance",
     "SEGNNCalculator",
+    "Selection",
     "UncertaintyError",
     "__version__",
+    "evaluate",
     "load_potential",
+    "read_header",
     "save_potential",
     "select_frames",
+    "shipped_potentials",
 ]
 
 _MODULE_OF = {
     "SEGNN": "ase_segnn.model.segnn",
     "AtomicGraph": "ase_segnn.graph",
     "Committee": "ase_segnn.model.committee",
+    "CommitteePrediction": "ase_segnn.model.committee",
+    "Evaluation": "ase_segnn.evaluation",
+    "LabelKeys": "ase_segnn.labels.names",
+    "NetworkConfig": "ase_segnn.model.config",
+    "NoCompilerError": "ase_segnn.engines.build",
     "Potential": "ase_segnn.model.potential",
     "PotentialConfig": "ase_segnn.model.config",
+    "PotentialFileError": "ase_segnn.potential_file",
+    "PotentialHeader": "ase_segnn.potential_file",
+    "Prediction": "ase_segnn.model.potential",
+    "Provenance": "ase_segnn.potential_file",
     "SEGNNCalculator": "ase_segnn.calculator",
+    "Selection": "ase_segnn.selection",
     "UncertaintyError": "ase_segnn.uncertainty",
+    "evaluate": "ase_segnn.evaluation",
     "load_potential": "ase_segnn.potential_file",
+    "read_header": "ase_segnn.potential_file",
     "save_potential": "ase_segnn.potential_file",
     "select_frames": "ase_segnn.selection",
+    "shipped_potentials": "ase_segnn.potentials",
 }
 
 

@@ -16,26 +16,26 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes, all_properties
 from ase.data import atomic_numbers, chemical_symbols
 from ase.outputs import Properties
-from numpy.typing import NDArray
 
 from ase_segnn.checks import check_numbers, check_results, check_stress_exists
+from ase_segnn.engines.devices import checked_device, is_out_of_memory
 from ase_segnn.engines.evaluator import Evaluator
 from ase_segnn.engines.native import NativePotential
 from ase_segnn.engines.surroundings import Lock, undisturbed
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.kept_atoms import KeptAtoms
 from ase_segnn.model.by_value import PotentialByValue
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.neighbors import BACKENDS, NeighborList, VerletList
 from ase_segnn.potential_file import load_potential
 from ase_segnn.potentials import path_of
+from ase_segnn.results import results_of
 from ase_segnn.uncertainty import DeviationLimit
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
 _DEVIATIONS = ["energy_std", "energies_std", "forces_std"]  # of committees
-_State = tuple[bytes, bytes, bytes, bytes]  # positions, numbers, cell and pbc of atoms
-_VOIGT = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # rows and columns of xx yy zz yz xz xy
 
 
 class SEGNNCalculator(Calculator):
@@ -121,11 +121,10 @@ class SEGNNCalculator(Calculator):
         on_deviation: Literal["warn", "stop"] = "warn",
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # ASE's
-        self.use_cache = False  # or ASE would copy the atoms at every step; `calculate` moves those of an old copy
-        self._copied: Atoms | None = None
-        self._state: _State | None = None  # of `_copied`
+        self.use_cache = False  # or ASE would copy the atoms at every step, see `KeptAtoms`
+        self._kept: KeptAtoms | None = None
         self._lock, self._making = Lock(), Lock()  # of what is kept from call to call; of the evaluator
-        self._device = _checked_device(device)
+        self._device = checked_device(device)
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is 'float32' or 'float64', got {dtype!r}")
         if not (math.isfinite(skin) and skin >= 0):
@@ -153,9 +152,10 @@ class SEGNNCalculator(Calculator):
             )
         self._known = frozenset(atomic_numbers[symbol] for symbol in self._potential.elements)
         self._skin, self._backend = float(skin), backend
-        self._verlet_list = self._new_verlet_list()
-        self._last_graph: AtomicGraph | None = None  # holds as long as pairs and elements stay the same
-        self._last_pairs: NeighborList | None = None
+        self._verlet_list: VerletList
+        self._last_graph: AtomicGraph | None  # holds as long as pairs and elements stay the same
+        self._last_pairs: NeighborList | None
+        self._forget_pairs()
         self._last_numbers = b""
         self._compile: bool | Literal["auto"] = compile
         self._evaluator: Evaluator | None = None  # made at the first evaluation
@@ -164,6 +164,11 @@ class SEGNNCalculator(Calculator):
         )
         if max_deviation is not None:
             self.parameters.update(max_deviation=max_deviation, on_deviation=on_deviation)
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items() if name != "potential")
+        members = f"{len(self._potential.members)} x " if isinstance(self._potential, Committee) else ""
+        return f"SEGNNCalculator({self._potential_name}: {members}{self._potential.config.summary}; {options})"
 
     @property
     def potential(self) -> Potential | Committee:
@@ -212,26 +217,36 @@ class SEGNNCalculator(Calculator):
             If the stress is asked for and the cell has no volume.
         """
         with self._lock.now:
+            atoms = self.atoms if atoms is None else atoms
+            if atoms is None:
+                raise ValueError("there are no atoms to calculate; attach the calculator: atoms.calc = calculator")
+            if system_changes:
+                self.atoms, self.results = None, {}
+            self._check(atoms, properties)
+            kept, self.atoms, self.results = self.results, None, {}
             is_native = self._evaluator is not None and self._evaluator.form is NativePotential
-            undisturbed(lambda: self._calculate(atoms, properties, system_changes), torch_matters=not is_native)
+            try:
+                results = undisturbed(lambda: self._results(atoms, properties), torch_matters=not is_native)
+            except BaseException:
+                self._forget_pairs()  # they may be part of what was wrong, such as tensors of a mode of torch
+                raise
+            check_results(atoms, results, self._potential_name)
+            self.results = kept | results
+            self._kept = KeptAtoms(atoms) if self._kept is None else self._kept.renewed(atoms)
+            self.atoms = self._kept.atoms
+            self._check_deviations(atoms, results)
 
-    def _calculate(self, atoms: Atoms | None, properties: Sequence[str], system_changes: Sequence[str]) -> None:
-        atoms = self.atoms if atoms is None else atoms
-        if atoms is None:
-            raise ValueError("there are no atoms to calculate; attach the calculator first: atoms.calc = calculator")
-        kept = {} if system_changes else self.results
-        self.atoms, self.results = None, {}
+    def _check(self, atoms: Atoms, properties: Sequence[str]) -> None:
         self._check_elements(atoms)
         check_numbers(atoms)
         if "stress" in properties:
             check_stress_exists(atoms)
+
+    def _results(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
         evaluator = self._get_evaluator()
         graph = self._graph(atoms, all_pairs=evaluator.takes_far_pairs)
         [results] = self._evaluate(graph, derivatives=_need_derivatives(properties))
-        check_results(atoms, results, self._potential_name)
-        self.results = kept | results
-        self.atoms = self._copy(atoms)
-        self._check_deviations(atoms, results)
+        return results
 
     def export_properties(self) -> Properties:
         """Return the results that ASE has names for."""
@@ -240,9 +255,7 @@ class SEGNNCalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """List what has changed since the last calculation, as ASE does, but exactly and in less time."""
         del tol
-        if self.atoms is None or self._state is None:
-            return list(all_changes)
-        return _changes(_state(atoms), self._state)
+        return list(all_changes) if self.atoms is None or self._kept is None else self._kept.changes(atoms)
 
     def evaluate_many(
         self, structures: Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
@@ -268,10 +281,7 @@ class SEGNNCalculator(Calculator):
         """
         for index, atoms in enumerate(structures):
             with _naming(index):
-                self._check_elements(atoms)
-                check_numbers(atoms)
-                if "stress" in properties:
-                    check_stress_exists(atoms)
+                self._check(atoms, properties)
         return self._evaluate_many(structures, derivatives=_need_derivatives(properties))
 
     def _evaluate_many(self, structures: Sequence[Atoms], *, derivatives: bool) -> Iterator[dict[str, Any]]:
@@ -307,9 +317,9 @@ class SEGNNCalculator(Calculator):
         """Results of each structure of a graph."""
         evaluator = self._get_evaluator()
         try:
-            return _results(graph, evaluator.evaluate(graph, derivatives=derivatives))
+            return results_of(graph, evaluator.evaluate(graph, derivatives=derivatives))
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise MemoryError(
                 f"out of memory on {self._device} for {graph.n_atoms} atoms and {graph.n_edges} edges; use a smaller "
@@ -322,21 +332,6 @@ class SEGNNCalculator(Calculator):
                 self._evaluator = Evaluator(self._potential, self._compile, self._potential_name)
             return self._evaluator
 
-    def _copy(self, atoms: Atoms) -> Atoms:
-        """Copy the atoms, or make the last copy equal to them: ASE's copy takes as long as a small network."""
-        state = _state(atoms)
-        kept = self._copied
-        unusual = bool(atoms.constraints or atoms.info) or type(atoms) is not Atoms
-        if kept is None or self._state is None or unusual or not set(_changes(state, self._state)) <= {"positions"}:
-            kept = self._copied = atoms.copy()
-        else:
-            numbers = kept.numbers  # the same
-            kept.arrays = {name: array.copy() for name, array in atoms.arrays.items() if name != "numbers"}
-            kept.arrays["numbers"] = numbers
-            kept.info = {}
-        self._state = state
-        return kept
-
     def _check_deviations(self, atoms: Atoms, results: dict[str, Any]) -> None:
         if self._limit is not None and "forces_std" in results:
             self._limit.check(atoms, results["forces_std"])
@@ -346,7 +341,8 @@ class SEGNNCalculator(Calculator):
         update = self._verlet_list.update_all if all_pairs else self._verlet_list.update
         pairs = update(atoms.positions, atoms.cell.array, atoms.pbc)
         device = self._device
-        positions, cell = torch.from_numpy(atoms.positions.copy()), torch.from_numpy(atoms.cell.array[None].copy())
+        positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64))
+        cell = torch.from_numpy(np.array(atoms.cell.array[None], dtype=np.float64))
         if device.type != "cpu":
             positions, cell = positions.to(device), cell.to(device)
         numbers = atoms.numbers.tobytes()
@@ -356,7 +352,7 @@ class SEGNNCalculator(Calculator):
         self._last_pairs, self._last_numbers = pairs, numbers
         self._last_graph = AtomicGraph(
             positions=positions,
-            atomic_numbers=torch.tensor(atoms.numbers, dtype=torch.int64, device=device),
+            atomic_numbers=torch.as_tensor(np.array(atoms.numbers, dtype=np.int64), device=device),
             cell=cell,
             pbc=torch.tensor(atoms.pbc[None], device=device),
             centers=pairs.centers,
@@ -366,8 +362,9 @@ class SEGNNCalculator(Calculator):
         )
         return self._last_graph
 
-    def _new_verlet_list(self) -> VerletList:
-        return VerletList(self._potential.cutoff, self._skin, self._backend, self._device)
+    def _forget_pairs(self) -> None:
+        self._verlet_list = VerletList(self._potential.cutoff, self._skin, self._backend, self._device)
+        self._last_graph = self._last_pairs = None
 
     def __copy__(self) -> SEGNNCalculator:
         """Return a calculator of the same potential that shares nothing that changes."""
@@ -392,10 +389,11 @@ class SEGNNCalculator(Calculator):
         """Replace what a copy must not share with its original."""
         self._lock, self._making = Lock(), Lock()
         self.results = {name: copy.copy(value) for name, value in self.results.items()}
-        self.atoms = self._copied = None if self.atoms is None else self.atoms.copy()
+        self._kept = None if self.atoms is None else KeptAtoms(self.atoms)
+        self.atoms = None if self._kept is None else self._kept.atoms
         self._limit = copy.copy(self._limit)
-        self._verlet_list = self._new_verlet_list()
-        self._evaluator = self._last_graph = self._last_pairs = None
+        self._evaluator = None
+        self._forget_pairs()
 
     def _get_name(self) -> str:
         return "segnn"  # ASE writes it into trajectories and databases
@@ -408,19 +406,6 @@ class SEGNNCalculator(Calculator):
                 f"{self._potential_name} knows {', '.join(self._potential.elements)} only, this structure also has "
                 f"{', '.join(symbols)}; 'ase-segnn info' lists the shipped potentials"
             )
-
-
-def _state(atoms: Atoms) -> _State:
-    """Return what results depend on, as bytes: to compare them is much faster than arrays of few numbers."""
-    return atoms.positions.tobytes(), atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
-
-
-def _changes(now: _State, then: _State) -> list[str]:
-    """Name what is not the same, bit by bit."""
-    if now == then:
-        return []
-    names = ("positions", "numbers", "cell", "pbc")
-    return [name for name, a, b in zip(names, now, then, strict=True) if a != b]
 
 
 def _need_derivatives(properties: Sequence[str]) -> bool:
@@ -441,33 +426,6 @@ def _joined(graphs: list[AtomicGraph]) -> AtomicGraph:
     return graphs[0] if len(graphs) == 1 else AtomicGraph.batch(graphs)
 
 
-def _results(graph: AtomicGraph, arrays: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """Split the arrays of a prediction into ASE's results of each structure."""
-    ends = [graph.n_atoms]
-    if graph.n_structures > 1:
-        ends = torch.bincount(graph.structure, minlength=graph.n_structures).cumsum(0).tolist()
-    all_results = []
-    for index, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        energy = float(arrays["energy"][index])
-        results: dict[str, Any] = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": arrays["atom_energies"][start:end],
-        }
-        if "forces" in arrays:
-            results["forces"] = arrays["forces"][start:end]
-            stress = arrays["stress"][index]
-            if not math.isnan(stress[0, 0]):  # there is a volume
-                results["stress"] = stress[_VOIGT]
-        if "energy_std" in arrays:
-            results["energy_std"] = float(arrays["energy_std"][index])
-            results["energies_std"] = arrays["atom_energies_std"][start:end]
-        if "forces_std" in arrays:
-            results["forces_std"] = arrays["forces_std"][start:end]
-        all_results.append(results)
-    return all_results
-
-
 @contextmanager
 def _naming(index: int) -> Iterator[None]:
     """Say in an error which structure it is about."""
@@ -476,27 +434,3 @@ def _naming(index: int) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         error.args = (f"structure {index}: {error}",)  # class and attributes stay
         raise
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        checked = torch.device(device)
-    except (RuntimeError, TypeError):
-        checked = None
-    if checked is None or checked.type not in {"cpu", "cuda"}:
-        raise ValueError(f"device is 'auto', 'cpu', 'cuda' or 'cuda:<number>', got {str(device)!r}")
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if checked.type == "cuda" and (checked.index or 0) >= n_gpus:
-        raise ValueError(
-            f"device '{device}' is not available: torch {torch.__version__} finds {n_gpus} GPUs here; "
-            "use device='cpu', or install torch for your GPU"
-        )
-    return checked
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,11 +12,14 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, LabelReport, choose_labels
 
-PROPERTIES = ("energy", "forces", "stress")
+_log = logging.getLogger(__name__)
+
 # Label -> unit of the errors and factor from ASE's unit to it.
 ERROR_UNITS = {
     "energy": ("meV", 1e3),
@@ -34,12 +39,14 @@ class Evaluation:
         "energy_per_atom" one per frame, "forces" three per atom, "stress" six per frame
     n_frames : number of frames looked at
     n_labeled : property -> number of frames that have the label
+    report : where the labels are from and what was not used; None if they were chosen elsewhere
     """
 
     labels: dict[str, NDArray[np.float64]]
     predictions: dict[str, NDArray[np.float64]]
     n_frames: int
     n_labeled: dict[str, int]
+    report: LabelReport | None = None
 
     def errors(self) -> dict[str, float]:
         """Mean absolute and root mean square errors; names carry the units of `ERROR_UNITS`.
@@ -56,32 +63,59 @@ class Evaluation:
 
 
 def evaluate(
-    calculator: Calculator, frames: Sequence[Atoms], *, on_frame: Callable[[], object] | None = None
+    calculator: Calculator,
+    frames: Sequence[Atoms],
+    *,
+    keys: LabelKeys | None = None,
+    on_frame: Callable[[], object] | None = None,
 ) -> Evaluation:
-    """Compare a calculator with the labels that frames carry as calculator results.
+    """Compare a calculator with the labels of frames.
 
-    A label that a frame lacks is left out for that frame. The frames are not changed.
+    Which results of a calculator and which names in ``info`` and ``arrays`` are labels is decided for all frames
+    together, as in training; see `ase_segnn.labels`. `Evaluation.report` tells it, and the log warns of what is not
+    used. A label that a frame lacks is left out for that frame, and so are labels of weight zero and the stress of a
+    frame without a volume. The frames are not changed.
 
     Parameters
     ----------
     calculator : anything that ASE takes as one; a `SEGNNCalculator` evaluates several frames at a time
-    frames : with energy, forces or stress in ``atoms.calc.results``
+    frames : with energy, forces or stress
+    keys : names of the labels, where they are others or to choose one of several
     on_frame : called after each frame, for a progress bar
 
     Raises
     ------
     ValueError
-        If no frame has any of the labels, or a label is not finite; the error names the frame.
+        If no frame has any of the labels, a label is not usable or no frame has a key; the error names frames. See
+        `ase_segnn.labels.choose_labels`.
+    ValueError, RuntimeError
+        If the calculator fails for a frame, which the error names.
     """
+    named = [(f"frame {index}", frame) for index, frame in enumerate(frames)]
+    choice = choose_labels(named, keys)
+    for remark in choice.report.remarks:
+        _log.log(logging.WARNING if remark.severity == "warning" else logging.INFO, "%s", remark)
+    choice.report.check()
+    return evaluate_chosen(calculator, named, choice, on_frame=on_frame)
+
+
+def evaluate_chosen(
+    calculator: Calculator,
+    frames: Sequence[tuple[str, Atoms]],
+    choice: LabelChoice,
+    *,
+    on_frame: Callable[[], object] | None = None,
+) -> Evaluation:
+    """Do what `evaluate` does, with frames that have names for messages, and labels that are chosen already."""
     labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
     predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
     n_labeled: dict[str, int] = {}
-    given = [(frame, found) for index, frame in enumerate(frames) if (found := _labels(frame, index))]
+    given = [(source, frame, found) for source, frame in frames if (found := _labels(frame, choice))]
     # consecutive frames with the same labels are evaluated together
-    for names, group in groupby(given, key=lambda pair: [name for name in PROPERTIES if name in pair[1]]):
+    for names, group in groupby(given, key=lambda item: [name for name in LABELS if name in item[2]]):
         alike = list(group)
-        all_results = predict(calculator, [frame.copy() for frame, _ in alike], names)
-        for (frame, found), results in zip(alike, all_results, strict=True):
+        all_results = predict_named(calculator, [(source, frame.copy()) for source, frame, _ in alike], names)
+        for (_, frame, found), results in zip(alike, all_results, strict=True):
             for name, label in found.items():
                 predicted = np.asarray(results["energy" if name == "energy_per_atom" else name], dtype=float)
                 predicted = predicted / len(frame) if name == "energy_per_atom" else predicted
@@ -90,13 +124,12 @@ def evaluate(
                 n_labeled[name] = n_labeled.get(name, 0) + 1
             if on_frame is not None:
                 on_frame()
-    if not n_labeled:
-        raise ValueError(f"none of the {len(frames)} frames has an energy, forces or a stress to compare with")
     return Evaluation(
         {name: np.concatenate(labels[name]) for name in n_labeled},
         {name: np.concatenate(predictions[name]) for name in n_labeled},
         len(frames),
         n_labeled,
+        choice.report,
     )
 
 
@@ -123,16 +156,43 @@ def predict(
         yield calculator.results
 
 
-def _labels(frame: Atoms, index: int) -> dict[str, NDArray[np.float64]]:
-    results = frame.calc.results if frame.calc is not None else {}
-    found = {
-        name: np.asarray(results[name], dtype=np.float64).ravel()
-        for name in PROPERTIES
-        if results.get(name) is not None
-    }
-    for name, values in found.items():
-        if not np.isfinite(values).all():
-            raise ValueError(f"frame {index} has a label that is not finite: {name}")
+def predict_named(
+    calculator: Calculator, structures: Sequence[tuple[str, Atoms]], properties: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Do what `predict` does; structures have names, and an error is about one of them.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If the calculator fails for a structure; the error starts with its name.
+    """
+    done = 0
+    try:
+        for results in predict(calculator, [atoms for _, atoms in structures], properties):
+            done += 1
+            yield results
+    except (ArithmeticError, MemoryError, RuntimeError, ValueError):
+        # one at a time, the structure that fails is known, and one that was too large among others may pass
+        for source, atoms in structures[done:]:
+            yield _predict_one(calculator, source, atoms, properties)
+
+
+def _predict_one(calculator: Calculator, source: str, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
+    try:
+        return dict(next(iter(predict(calculator, [atoms], properties))))
+    except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{source}: {re.sub('^structure 0: ', '', str(error))}") from error
+
+
+def _labels(frame: Atoms, choice: LabelChoice) -> dict[str, NDArray[np.float64]]:
+    """Labels of a frame with a weight, by the names of `ERROR_UNITS`."""
+    labels = choice.labels(frame)
+    found: dict[str, NDArray[np.float64]] = {}
+    for name in LABELS:
+        value = getattr(labels, name)
+        if value is not None and labels.weights[name] > 0:
+            found[name] = np.ravel(full_3x3_to_voigt_6_stress(value) if name == "stress" else value)
     if "energy" in found:
         found["energy_per_atom"] = found["energy"] / len(frame)
     return {name: found[name] for name in ERROR_UNITS if name in found}

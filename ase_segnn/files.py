@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Errors of writing, which come without the name of a file from all but `open`.
@@ -37,7 +37,8 @@ def written_whole(path: Path) -> Iterator[Path]:
             raise _named(error, path, "cannot be written and is as it was before") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # in a folder that is read-only, though there is nothing to remove
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -65,7 +66,7 @@ def reason_of(error: OSError) -> str:
 
 def _is_about(error: OSError, path: Path) -> bool:
     files = [os.fsdecode(file) for file in (error.filename, error.filename2) if isinstance(file, str | bytes)]
-    return str(path) in files if files else error.errno in _OF_WRITING
+    return path.absolute() in [Path(file).absolute() for file in files] if files else error.errno in _OF_WRITING
 
 
 def _named(error: OSError, path: Path, what: str) -> OSError:

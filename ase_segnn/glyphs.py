@@ -153,8 +153,8 @@ def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
             hook.remove()
     _, attributes, *_ = inputs
     return NodeVectors(
-        SteerableVectors(attributes, network.irreps_node_attributes),
-        [SteerableVectors(x, network.irreps_hidden) for x in features],
+        SteerableVectors(attributes, o3.Irreps(network.irreps_node_attributes)),
+        [SteerableVectors(x, o3.Irreps(network.irreps_hidden)) for x in features],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -53,9 +54,9 @@ class AtomicGraph:
         """Build the graph of one structure; `backend` is one of `ase_segnn.neighbors.BACKENDS` or "auto"."""
         pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff, backend=backend, device=device)
         return cls(
-            positions=torch.as_tensor(atoms.positions.copy(), dtype=torch.float64, device=device),
-            atomic_numbers=torch.as_tensor(atoms.numbers.copy(), dtype=torch.int64, device=device),
-            cell=torch.as_tensor(atoms.cell.array.copy(), dtype=torch.float64, device=device)[None],
+            positions=torch.as_tensor(np.array(atoms.positions, dtype=np.float64), device=device),
+            atomic_numbers=torch.as_tensor(np.array(atoms.numbers, dtype=np.int64), device=device),
+            cell=torch.as_tensor(np.array(atoms.cell.array, dtype=np.float64), device=device)[None],
             pbc=torch.as_tensor(atoms.pbc.copy(), device=device)[None],
             centers=pairs.centers,
             neighbors=pairs.neighbors,
@@ -124,6 +125,11 @@ class AtomicGraph:
     def n_structures(self) -> int:
         """Number of structures."""
         return self.cell.shape[0]
+
+    def __repr__(self) -> str:
+        counts = (self.n_structures, "structure"), (self.n_atoms, "atom"), (self.n_edges, "edge")
+        named = ", ".join(f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
+        return f"AtomicGraph({named}, {self.positions.device})"
 
     def volumes(self) -> Tensor:
         """Volumes of the cells, (B,) Å³; nan where the cell vectors span none, or one that is only rounding."""

@@ -63,6 +63,9 @@ class NeighborList:
     neighbors: Tensor
     cell_shifts: Tensor
 
+    def __repr__(self) -> str:
+        return f"NeighborList({len(self.centers)} pairs, {self.centers.device})"
+
 
 def choose_backend(pbc: ArrayLike, device: torch.device | str = "cpu") -> str:
     """Return the name of the backend that "auto" stands for.

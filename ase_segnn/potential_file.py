@@ -8,13 +8,17 @@ import json
 import math
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from ase_segnn.configuration import Configuration
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
@@ -28,27 +32,26 @@ _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON heade
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _STORED_DTYPES = {"float32": "F32", "float64": "F64"}  # as safetensors spells them
+_INITIALIZERS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_}  # what `torch.nn.init` calls
 
 
 class PotentialFileError(ValueError):
     """A file is not a potential, or not a whole one; or a potential cannot be written to a file."""
 
 
-class Provenance(BaseModel):
+class Provenance(Configuration):
     """Where the weights of a potential come from; everything may be left out, nothing may be added.
 
     Parameters
     ----------
-    recipe : the training recipe as plain data
-    data : file name -> sha256 of each file of training data
+    recipe : the training recipe as plain data; training leaves out folders of the machine it ran on
+    data : file name, as in the recipe, -> sha256 of each file of training data
     commit : of the code that trained
     seed : of the training
     versions : package -> version
     created : date and time, ISO 8601
     errors : data set -> error measure -> value; the unit is part of the measure's name
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: dict[str, Any] = {}
     data: dict[str, str] = {}
@@ -59,7 +62,7 @@ class Provenance(BaseModel):
     errors: dict[str, dict[str, float]] = {}
 
 
-class PotentialHeader(BaseModel):
+class PotentialHeader(Configuration):
     """What a potential file says about itself; elements, reference energies and cutoff are in `config`.
 
     Parameters
@@ -72,8 +75,6 @@ class PotentialHeader(BaseModel):
     provenance : where the weights come from
     tensors_sha256 : of the bytes of all weights, in the order of the file
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int
     units: dict[str, str]
@@ -159,10 +160,9 @@ def load_potential(path: str | Path) -> Potential | Committee:
     if hashlib.sha256(content[len(content) - n_weights_bytes :]).hexdigest() != header.tensors_sha256:
         raise _corrupted(path, "the checksum of its weights is wrong")
     tensors = safetensors.torch.load(content)
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        members = [Potential(header.config).to(_DTYPES[header.dtype]) for _ in range(header.n_members)]
-        for member, prefix in zip(members, _prefixes(header), strict=True):
-            member.load_state_dict({name: tensors[prefix + name] for name in member.state_dict()})
+    members = [_unfilled(header.config).to(_DTYPES[header.dtype]) for _ in range(header.n_members)]
+    for member, prefix in zip(members, _prefixes(header), strict=True):
+        member.load_state_dict({name: tensors[prefix + name] for name in member.state_dict()})
     try:
         potential: Potential | Committee = members[0] if header.n_members == 1 else Committee(members)
     except ValueError as error:
@@ -319,10 +319,9 @@ def _parse_json(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_bytes: int, path: Path) -> None:
-    """Compare the table of the weights with the potential that the config describes, built without memory."""
+    """Compare the table of the weights with the potential that the config describes."""
     try:
-        with torch.device("meta"):
-            weights = Potential(header.config).state_dict()
+        weights = _unfilled(header.config).state_dict()
     except Exception as error:  # whatever a config that was not made here may break
         raise PotentialFileError(f"the config in '{path}' does not build a potential: {error}") from error
     expected = {prefix + name: weight for prefix in _prefixes(header) for name, weight in weights.items()}
@@ -346,6 +345,27 @@ def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_byt
             raise _corrupted(path, f"the bytes of the weights '{name}' are not where they should be")
     if end != n_weights_bytes:
         raise _corrupted(path, f"its weights should have {end} bytes, {n_weights_bytes} are left")
+
+
+def _unfilled(config: PotentialConfig) -> Potential:
+    """Build a potential on the CPU whose weights are allocated and left so, which takes no memory until they are read.
+
+    The "meta" device would do as well, but there torch imports its compiler and sympy, which takes seconds.
+    """
+    with torch.device("cpu"), _NoInitialization():
+        return Potential(config)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Let the initializers of `torch.nn.init` return what they are given."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _INITIALIZERS or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _offsets(name: str, entry: Any, path: Path) -> tuple[int, int]:

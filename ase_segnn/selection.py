@@ -12,6 +12,8 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.evaluation import predict_named
+from ase_segnn.labels.names import looks_like_label, weighted_labels
 
 _Floats = NDArray[np.float64]
 _NEAR = 0.3  # nearer frames, correlated by 1 - 0.3² or more, are near-duplicates
@@ -24,8 +26,9 @@ class Selection:
 
     Parameters
     ----------
-    frames : copies of the picked frames, the most valuable first, without a calculator. In ``info``: "source_index",
-        "energy_std" (eV) and "max_forces_std" (eV/Å); in ``arrays``: "forces_std" (N,) eV/Å
+    frames : copies of the picked frames, the most valuable first, without a calculator and without anything that could
+        be taken for a label. In ``info``: "source" and "source_index", the place among all frames, "energy_std" (eV)
+        and "max_forces_std" (eV/Å); in ``arrays``: "forces_std" (N,) eV/Å
     indices : of the picked frames among all, in the same order
     deviations : (frames,) eV/Å, the largest deviation of the force on an atom, of each frame looked at
     n_beyond : frames left out since their deviation was beyond the allowed one
@@ -45,6 +48,7 @@ def select_frames(
     n: int,
     *,
     max_deviation: float | None = None,
+    sources: Sequence[str] | None = None,
     on_frame: Callable[[], object] | None = None,
 ) -> Selection:
     r"""Pick frames, one after another, that have a large deviation and are unlike those picked before.
@@ -70,13 +74,15 @@ def select_frames(
     frames : evaluated, and not changed
     n : number of frames to pick, at least 1; fewer where there are not so many that differ
     max_deviation : eV/Å; frames beyond it, such as those of a trajectory that exploded, are left out. None takes all
+    sources : names of the frames for messages and for "source" in ``info``; by default "frame 0" and so on
     on_frame : called after each frame, for a progress bar
 
     Raises
     ------
     ValueError
-        If the calculator is not one of a committee, `n` or `max_deviation` are not positive, or no frame is left; and
-        as `SEGNNCalculator.evaluate_many`.
+        If the calculator is not one of a committee, `n` or `max_deviation` are not positive, or no frame is left.
+    ValueError, RuntimeError
+        If the calculator fails for a frame, which the error names.
     """
     if "forces_std" not in calculator.implemented_properties:
         raise ValueError(
@@ -87,8 +93,9 @@ def select_frames(
         raise ValueError(f"at least 1 frame is selected, got n={n}")
     if max_deviation is not None and not max_deviation > 0:
         raise ValueError(f"max_deviation is in eV/Å, positive, got {max_deviation!r}")
+    names = [f"frame {index}" for index in range(len(frames))] if sources is None else sources
     results = []
-    for result in calculator.evaluate_many(frames, ["forces_std"]):
+    for result in predict_named(calculator, list(zip(names, frames, strict=True)), ["forces_std"]):
         results.append({name: result[name] for name in ("energy_std", "energies", "forces_std")})
         if on_frame is not None:
             on_frame()
@@ -110,7 +117,7 @@ def select_frames(
         indices.append(best)
         novelty.pick(best)
     return Selection(
-        frames=[_annotated(frames[index], index, results[index]) for index in indices],
+        frames=[_annotated(frames[index], index, names[index], results[index]) for index in indices],
         indices=indices,
         deviations=deviations,
         n_beyond=int((~allowed).sum()),
@@ -141,10 +148,18 @@ class _Novelty:
         self.values[indices] = np.minimum(self.values[indices], novelty)
 
 
-def _annotated(frame: Atoms, index: int, result: dict[str, Any]) -> Atoms:
-    """Copy a frame without labels, as energies of the committee could be taken for those of the reference method."""
+def _annotated(frame: Atoms, index: int, source: str, result: dict[str, Any]) -> Atoms:
+    """Copy a frame without labels, as those it has could be taken for those of the reference method.
+
+    The frame is to be labeled anew: names of labels and their weights in ``info`` and ``arrays`` go, whatever their
+    prefix.
+    """
     copied: Atoms = frame.copy()
+    for values in (copied.info, copied.arrays):
+        for name in [name for name in map(str, values) if looks_like_label(name) or weighted_labels(name)]:
+            del values[name]
     copied.info |= {
+        "source": source,
         "source_index": index,
         "energy_std": result["energy_std"],
         "max_forces_std": float(result["forces_std"].max()),

@@ -5,11 +5,13 @@
 Runs shipped potentials at constant energy from 300 K, 0.5 fs per step, after a warm-up, and measures how much of a step
 is the neighbor list (with the searches that fall into the run), the compiled C++, and all the rest: ASE's integrator,
 checks, conversion of atoms and results. In the last row a calculator returns zeros, so that is what ASE itself takes.
+Then steps of silicon at constant pressure are timed in alternation with steps at constant energy.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
 from speed import SYSTEMS
 
@@ -49,6 +52,11 @@ def main() -> None:
         )
     seconds = run(SYSTEMS["molecule15"](), Zeros(), arguments.steps[0], spent)
     print(f"| zeros | molecule15 | {1e6 * seconds:.0f} | | | {1e6 * seconds:.0f} |")
+    ratios = npt_over_nve(arguments.steps[2] // 20)
+    print(
+        f"\na step of si216 at constant pressure over one at constant energy: {statistics.median(ratios):.2f} ", end=""
+    )
+    print(f"({min(ratios):.2f}–{max(ratios):.2f}), {len(ratios)} rounds")
 
 
 class Zeros(Calculator):
@@ -73,6 +81,30 @@ def run(atoms: Atoms, calculator: Calculator, n_steps: int, spent: Counter[str])
     started = time.perf_counter()
     dynamics.run(n_steps)
     return (time.perf_counter() - started) / n_steps
+
+
+def npt_over_nve(n_steps: int, rounds: int = 15) -> list[float]:
+    """Return ratios of the times of steps in the two ensembles, run in alternation, of si-pbe."""
+    runs = []
+    for make in (
+        lambda atoms: VelocityVerlet(atoms, units.fs),
+        lambda atoms: IsotropicMTKNPT(
+            atoms, units.fs, temperature_K=300, pressure_au=0.0, tdamp=100 * units.fs, pdamp=1000 * units.fs
+        ),
+    ):
+        atoms = SYSTEMS["si216"]()
+        atoms.calc = SEGNNCalculator("si-pbe", device="cpu")
+        runs.append(make(atoms))
+        runs[-1].run(n_steps)
+    ratios = []
+    for number in range(rounds):
+        seconds = [0.0, 0.0]
+        for index in (0, 1) if number % 2 else (1, 0):
+            before = time.perf_counter()
+            runs[index].run(n_steps)
+            seconds[index] = time.perf_counter() - before
+        ratios.append(seconds[1] / seconds[0])
+    return ratios
 
 
 def watch(owner: type, name: str, spent: Counter[str]) -> None:

@@ -62,7 +62,7 @@ def write_frames(path: Path, frames: Sequence[Atoms]) -> Path:
 def store_of(frames: Sequence[Atoms], folder: Path) -> FrameStore:
     """Store frames with graphs of the cutoff of `NETWORK`."""
     named = (Frame.from_atoms(atoms, f"frame {index}") for index, atoms in enumerate(frames))
-    return FrameStore.build(folder / f"{len(frames)}-{len(frames[0])}.h5", named, NETWORK.cutoff)
+    return FrameStore.build(folder / f"{len(frames)}-{len(frames[0])}.frames", named, NETWORK.cutoff)
 
 
 def graphs_of(frames: Sequence[Atoms], folder: Path) -> list[LabeledGraph]:

@@ -13,6 +13,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
+from ase_segnn.labels import LABELS, LabelReport, Remark
 from ase_segnn.training.audit import Audit, Auditor
 from ase_segnn.training.frames import Frame
 
@@ -209,6 +210,82 @@ def test_weights_of_frames_that_make_a_label_vanish(frames: list[Frame]) -> None
     assert titles(audit(group)) == [("note", "not learned in group 'small': forces")]
     result = audit([replace(frame, weights=none) for frame in frames])
     assert titles(result) == [("error", "no weight in any training frame: forces")]
+
+
+def test_placeholders_are_found(frames: list[Frame]) -> None:
+    """One number for all components, the same numbers for other structures, energies of zero."""
+    rng = np.random.default_rng(0)
+    one_tensor = rng.normal(0, 0.1, (3, 3))
+    changes: dict[str, Change] = {
+        "placeholders instead of stress": lambda frame: replace(frame, stress=np.full((3, 3), 7.0)),
+        "placeholders instead of forces": lambda frame: with_forces(frame, lambda forces: np.full_like(forces, 0.5)),
+        "energies that are exactly zero": lambda frame: replace(frame, energy=0.0),
+    }
+    for title, change in changes.items():
+        broken = [change(frame) if i % 6 == 0 else frame for i, frame in enumerate(frames)]
+        found = {finding.title: finding for finding in audit(broken).findings}
+        assert found[title].frames == tuple(frame.source for frame in frames[::6])
+    same = [replace(frame, stress=one_tensor + one_tensor.T) if i % 6 == 0 else frame for i, frame in enumerate(frames)]
+    found = {finding.title: finding for finding in audit(same).findings}
+    assert found["placeholders instead of stress"].frames == tuple(frame.source for frame in frames[::6])
+    weightless = [
+        replace(changes["placeholders instead of stress"](frame), weights={"energy": 1.0, "forces": 1.0, "stress": 0.0})
+        if i % 6 == 0
+        else frame
+        for i, frame in enumerate(frames)
+    ]
+    result = audit(weightless)
+    assert titles(result) == []
+    assert sum(counts["stress"] for counts in result.frames.values()) == len(frames) - len(frames[::6])
+
+
+def test_energies_of_another_computation_than_the_forces(frames: list[Frame]) -> None:
+    rng = np.random.default_rng(0)
+    mixed = [with_forces(frame, rng.permutation) for frame in frames]
+    assert ("warning", "energies do not follow the forces") in titles(audit(mixed))
+    tensors = rng.normal(0, 0.02, (len(frames), 3, 3))
+    others = [replace(frame, stress=tensor + tensor.T) for frame, tensor in zip(frames, tensors, strict=True)]
+    assert ("warning", "energies do not follow the stress") in titles(audit(others))
+    assert "do not follow" not in audit(frames).to_text()
+
+
+@pytest.mark.parametrize(
+    ("factor", "diagnosis"),
+    [(1.0, ""), (0.25, "energies are per atom"), (1 / units.Hartree, "energies are in Hartree")],
+)
+def test_energies_of_strained_crystals_whose_atoms_are_displaced(factor: float, diagnosis: str) -> None:
+    rng = np.random.default_rng(0)
+    strained = []
+    for index in range(30):
+        atoms = bulk("Cu", a=3.6, cubic=True)
+        strain = rng.normal(0, 0.02, (3, 3))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
+        atoms.positions += rng.normal(0, 0.06, atoms.positions.shape)
+        frame = labeled(atoms, f"x@{index}", "")
+        strained.append(replace(frame, energy=factor * (frame.energy or 0.0)))
+    result = audit(strained, references={"Cu": -1.0} if diagnosis else REFERENCES)
+    assert not result.slopes["stress"].is_clear
+    told = [f.explanation for f in result.findings if f.title == "energies do not belong to forces and stresses"]
+    assert len(told) == bool(diagnosis)
+    assert all(diagnosis in text for text in told)
+
+
+def test_what_was_told_about_files_is_in_the_audit(frames: list[Frame]) -> None:
+    remark = Remark(severity="warning", title="not used: 'x'", text="40 frames have it", frames=("a@0",), n_frames=40)
+    counts = dict.fromkeys(LABELS, 72)
+    sources = {"energy": "'REF_energy'", "forces": "'REF_forces'"}
+    auditor = Auditor(WEIGHTS, CUTOFF)
+    auditor.add_labels(LabelReport(n_frames=72, counts=counts, sources=sources, remarks=(remark,)), "training")
+    auditor.add_labels(LabelReport(n_frames=72, counts=counts, sources={**sources, "energy": "'energy'"}), "melt")
+    for frame in frames:
+        auditor.add(frame, "training")
+    result = auditor.finish(REFERENCES, "isolated atoms")
+    assert titles(result) == [("warning", "training: not used: 'x'"), ("warning", "melt has the energy from elsewhere")]
+    page = result.to_markdown()
+    assert "| training | energy | 72 | 'REF_energy' |" in page
+    assert "| training | stress | 72 | none |" in page
+    assert "The energy of melt is from 'energy', that of training from 'REF_energy'" in page
+    assert "training: not used: 'x' (a@0 and 37 more)" in result.to_text()
 
 
 # ---- structures that occur twice

@@ -64,7 +64,7 @@ def test_memory_starts_at_a_cache_line() -> None:
 def test_packed_tensors_are_copies() -> None:
     tensors = {"a": torch.ones(2, 3), "b": torch.full((5,), 2.0), "none": torch.zeros(0), "c": torch.eye(3).T}
     packed = Packed(tensors)
-    addresses = packed.addresses(torch.float32)
+    addresses = packed.addresses()
     for name, tensor in tensors.items():
         start = packed.starts[name]
         assert torch.equal(packed.numbers[start : start + tensor.numel()].reshape(tensor.shape), tensor)

@@ -233,6 +233,26 @@ def test_atoms_are_never_changed(calculator: SEGNNCalculator, name: str) -> None
     assert [list(c.index) for c in atoms.constraints] == [[0]]
 
 
+@pytest.mark.parametrize("compile_it", ["auto", False])
+def test_arrays_of_any_kind_are_taken(potential: Potential, compile_it: bool | str) -> None:
+    calculator = SEGNNCalculator(potential, device="cpu", compile=compile_it)
+    expected = copper()
+    expected.positions = expected.positions.astype(np.float32)
+    forces = calculator.get_property("forces", expected)
+    for change in (
+        lambda x: x.astype(np.float32),
+        lambda x: x.astype(">f8"),
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+    ):
+        atoms = copper()
+        atoms.arrays["positions"] = change(expected.positions)
+        atoms.arrays["numbers"] = atoms.numbers.astype(np.uint8)
+        np.testing.assert_allclose(calculator.get_property("forces", atoms), forces, atol=1e-6)
+        [result] = calculator.evaluate_many([atoms])
+        np.testing.assert_allclose(result["forces"], forces, atol=1e-6)
+
+
 def test_the_given_potential_is_never_changed(potential: Potential) -> None:
     weights = copy.deepcopy(potential.state_dict())
     potential.train()
@@ -447,6 +467,16 @@ def test_stress_without_a_volume_is_refused(calculator: SEGNNCalculator, cell: A
     with pytest.raises(PropertyNotImplementedError, match="needs a cell of three vectors that span one"):
         atoms.get_stress()
     assert "stress" not in calculator.results
+    assert calculator.results == {}
+
+
+def test_a_stress_that_there_is_not_leaves_the_forces(calculator: SEGNNCalculator) -> None:
+    atoms = ethanol()
+    atoms.calc = calculator
+    forces = atoms.get_forces()
+    with pytest.raises(PropertyNotImplementedError):
+        atoms.get_stress()
+    np.testing.assert_array_equal(calculator.results["forces"], forces)
 
 
 @pytest.mark.parametrize("broken", ["energies", "forces"])
@@ -579,13 +609,13 @@ def test_no_tensor_is_left_on_the_cpu(
 
     It is "meta" that stands for "cuda", since torch without CUDA does not differentiate on the latter.
     """
-    monkeypatch.setattr(calculator_module, "_checked_device", torch.device)
-    monkeypatch.setattr(calculator_module, "_results", lambda _, arrays: arrays)  # not yet numbers
+    monkeypatch.setattr(calculator_module, "checked_device", torch.device)
+    monkeypatch.setattr(calculator_module, "results_of", lambda _, arrays: arrays)  # not yet numbers
     monkeypatch.setattr(Prediction, "arrays", lambda self: vars(self))  # noqa: PLW0108  # vars is no method
     calculator = SEGNNCalculator(potential, device="meta", dtype=dtype, skin=0.0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         results = calculator._evaluate(calculator._graph(copper()), derivatives=derivatives)
-        with pytest.raises(RuntimeError, match="same device"):
+        with pytest.raises(RuntimeError, match=r"same device|different devices"):
             results["atom_energies"] + torch.ones(4)
     found = {name for name, tensor in results.items() if tensor is not None}
     assert found == {"energy", "atom_energies", *(("forces", "stress") if derivatives else ())}
@@ -594,7 +624,7 @@ def test_no_tensor_is_left_on_the_cpu(
 
 
 def test_no_pair_of_a_skin_is_left_on_the_cpu(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calculator_module, "_checked_device", torch.device)
+    monkeypatch.setattr(calculator_module, "checked_device", torch.device)
     calculator = SEGNNCalculator(potential, device="meta")
     atoms = copper()
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):

@@ -15,6 +15,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms, FixScaled
 from random_potentials import CONFIGS, random_potential
 from typer.testing import CliRunner
 
@@ -133,14 +134,15 @@ def test_info_counts_the_members_of_a_committee(committee: str) -> None:
 # ---- evaluate
 
 
-def test_evaluate_prints_errors_and_draws_a_plot(folder: Path) -> None:
+def test_evaluate_prints_errors_and_draws_a_plot_if_asked(folder: Path) -> None:
     ase.io.write("exact.xyz", [label(molecule("H2O")), label(bulk("Cu", cubic=True))])
     ase.io.write("off.xyz", [label(molecule("H2O"), noise=0.05)])
     text = run("evaluate", "pot.safetensors", "exact.xyz", "off.xyz")
     exact, off = text.split("off.xyz: 1 frames")
     assert "exact.xyz: 2 frames" in exact
-    assert "stress" in exact
-    assert "stress" not in off
+    assert "stress, meV" in exact
+    assert "stress, meV" not in off
+    assert "energy of 1 frames from 'energy' of the calculator results; forces of 1 frames" in off
     rows = {
         line.split("│")[1].strip(): [x.strip() for x in line.split("│")[2:6]]
         for line in off.splitlines()
@@ -148,11 +150,80 @@ def test_evaluate_prints_errors_and_draws_a_plot(folder: Path) -> None:
     }
     assert rows["energy, meV"] == ["1", "1", "50.00", "50.00"]
     assert rows["force components, meV/Å"] == ["1", "9", "50.00", "50.00"]
+    assert not list(folder.glob("*.png"))
+    plot = ("--plot", "parity.png")
+    run("evaluate", "pot.safetensors", "exact.xyz@0", *plot, "--dtype", "float64")
     assert (folder / "parity.png").read_bytes().startswith(b"\x89PNG")
-    assert "'parity.png' exists already" in run("evaluate", "pot.safetensors", "exact.xyz", code=2)
-    run("evaluate", "pot.safetensors", "exact.xyz", "--force")
-    run("evaluate", "pot.safetensors", "exact.xyz@0", "--plot", "other.png", "--dtype", "float64")
-    assert (folder / "other.png").exists()
+    assert "'parity.png' exists already" in run("evaluate", "pot.safetensors", "exact.xyz", *plot, code=2)
+    run("evaluate", "pot.safetensors", "exact.xyz", *plot, "--force")
+
+
+def test_evaluate_takes_the_labels_that_train_takes() -> None:
+    frames = []
+    for seed in range(6):
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(0.05, seed=seed)
+        labels = label(atoms).calc.results
+        atoms.info["REF_energy"], atoms.arrays["REF_forces"] = labels["energy"], labels["forces"]
+        atoms.calc = SinglePointCalculator(atoms, energy=labels["energy"] + 100, forces=np.zeros((4, 3)))
+        frames.append(atoms)
+    ase.io.write("frames.xyz", frames)
+    text = run("evaluate", "pot.safetensors", "frames.xyz")
+    assert re.search(r"energy, meV +│ 6 +│ 6 +│ 0\.0\d +│ 0\.0\d", text)
+    assert re.search(r"force components, meV/Å +│ 6 +│ 72 +│ 0\.0\d +│ 0\.0\d", text)
+    assert "labels: energy of 6 frames from 'REF_energy'; forces of 6 frames from 'REF_forces'; no stress" in text
+    assert "warning: not used: 'energy' of the calculator results: 6 frames have it" in text
+    text = run("evaluate", "pot.safetensors", "frames.xyz", "--energy-key", "energy", "--forces-key", "forces")
+    assert re.search(r"energy, meV +│ 6 +│ 6 +│ 100000\.0\d", text)
+    text = run("evaluate", "pot.safetensors", "frames.xyz", "--stress-key", "REF_strss", code=2)
+    assert text.startswith("error: 'frames.xyz': no frame has 'REF_strss', which --stress-key names")
+    for atoms in frames:
+        atoms.info["my_energy"] = atoms.info.pop("REF_energy")
+        atoms.calc = None
+        del atoms.arrays["REF_forces"]
+    ase.io.write("own.xyz", frames)
+    assert "'my_energy' (6 frames)" in run("evaluate", "pot.safetensors", "own.xyz", code=2)
+    run("evaluate", "pot.safetensors", "own.xyz", "--energy-key", "my_energy")
+
+
+def test_evaluate_names_frames_as_the_file_has_them() -> None:
+    frames = [bulk("Cu", cubic=True) for _ in range(8)]
+    frames[6].symbols[0] = "Ag"
+    for index, atoms in enumerate(frames[2:], start=2):
+        stress = {"stress": np.zeros(6)} if index < 5 else {}
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((4, 3)), **stress)
+    ase.io.write("frames.xyz", frames)
+    for selection in ("", "@3:", "@0::2", "@-2"):
+        text = run("evaluate", "pot.safetensors", f"frames.xyz{selection}", code=2)
+        assert text.strip().startswith("error: frames.xyz@6: ")
+        assert "this structure also has Ag" in text
+    frames[4].calc.results["energy"] = np.nan
+    ase.io.write("frames.xyz", frames)
+    text = run("evaluate", "pot.safetensors", "frames.xyz@3:6", code=2)
+    assert text.startswith("error: 'frames.xyz@3:6': 'energy' of frames.xyz@4 is not finite")
+
+
+def test_a_slab_among_crystals_does_not_stop_evaluate() -> None:
+    frames = [label(bulk("Cu", cubic=True)) for _ in range(4)]
+    slab = bulk("Cu", cubic=True)
+    slab.center(vacuum=5.0, axis=2)
+    slab.pbc = [True, True, False]
+    slab = label(slab)
+    slab.calc.results["stress"] = np.zeros(6)
+    ase.io.write("frames.xyz", [*frames[:2], slab, *frames[2:]])
+    text = run("evaluate", "pot.safetensors", "frames.xyz")
+    assert re.search(r"stress, meV/Å³ +│ 4 +│ 24 +│", text)
+    assert "note: stress without a volume: frames.xyz@2 has a stress, but no volume" in text
+
+
+def test_crystals_without_their_cell_are_refused(folder: Path) -> None:
+    ase.io.write("cu.xyz", label(bulk("Cu", cubic=True)))
+    text = (folder / "cu.xyz").read_text().replace("Lattice=", "lattice=").replace(' pbc="T T T"', "")
+    (folder / "lower.xyz").write_text(text)
+    for command in (("evaluate",), ("relax",), ("md", "--steps", "1")):
+        name, *options = command
+        text = run(name, "pot.safetensors", "lower.xyz", *options, code=2)
+        assert "lower.xyz@0 has 'lattice' beside a structure that is not periodic, with 0 cell vectors" in text
 
 
 # ---- relax
@@ -353,7 +424,7 @@ def test_train_needs_no_recipe(folder: Path) -> None:
     recipe = load_recipe(folder / "frames" / "recipe.yaml")
     assert recipe.optimization.max_time == 2
     assert "other: RMSE" in run("train", "--data", "frames.xyz", "--test", "other.xyz", "--output", "with", *small)
-    assert "give either a recipe or frames" in run("train", code=2)
+    assert "give either one recipe or frames" in run("train", code=2)
     assert "optimization.epoch: unknown key" in run(
         "train", "--data", "frames.xyz", "--set", "optimization.epoch=1", code=2
     )
@@ -380,3 +451,72 @@ def test_cache_shows_and_empties_each(folder: Path, monkeypatch: pytest.MonkeyPa
     assert "compiled: removed 1 files, 5 MiB" in run("cache", "--empty", "all")
     assert list(compiled.iterdir()) == []
     assert "'everything' is not one of" in run("cache", "--empty", "everything", code=2)
+
+
+def test_md_keeps_constraints_and_adds_none() -> None:
+    crystal = ase.io.read("cu.xyz")
+    crystal.set_constraint(FixAtoms([0, 1]))
+    ase.io.write("fixed.traj", crystal)
+    md = ("md", "pot.safetensors", "fixed.traj", "--steps", "20", "--interval", "5", "--temperature", "600")
+    for ensemble in ("langevin", "nve"):
+        assert "of 6 degrees of freedom" in run(*md, "--ensemble", ensemble)
+        frames = ase.io.read(f"fixed-{ensemble}.traj", ":")
+        for frame in frames:
+            assert [(type(c), c.index.tolist()) for c in frame.constraints] == [(FixAtoms, [0, 1])]
+            assert np.array_equal(frame.positions[:2], crystal.positions[:2])
+            assert not frame.get_momenta()[:2].any()
+        assert np.abs(frames[-1].positions[2:] - crystal.positions[2:]).max() > 0.01
+        kelvin = [frame.get_temperature() for frame in frames]
+        assert log(f"fixed-{ensemble}.csv")["temperature_K"] == pytest.approx(kelvin)
+    assert "constraints (FixAtoms), and NPT moves all atoms" in run(*md, "--ensemble", "npt", code=2)
+    run("md", "pot.safetensors", "water.xyz", "--steps", "5", "--interval", "1")
+    frames = ase.io.read("water-langevin.traj", ":")
+    assert [frame.constraints for frame in frames] == [[]] * 6
+    assert np.abs([frame.get_momenta().sum(axis=0) for frame in frames]).max() < 1e-10
+
+
+@pytest.mark.parametrize("ensemble", ["langevin", "nve"])
+def test_md_of_one_atom(ensemble: str) -> None:
+    ase.io.write("atom.xyz", Atoms("Cu"))
+    text = run("md", "pot.safetensors", "atom.xyz", "--ensemble", ensemble, "--steps", "20")
+    assert "of 3 degrees of freedom" in text
+    assert np.isfinite(log(f"atom-{ensemble}.csv")["temperature_K"]).all()
+    assert log(f"atom-{ensemble}.csv")["temperature_K"][0] == pytest.approx(300)
+
+
+def test_relax_keeps_constraints(folder: Path) -> None:
+    crystal = ase.io.read("cu.xyz")
+    crystal.set_constraint(FixAtoms([0]))
+    ase.io.write("fixed.traj", crystal)
+    run("relax", "pot.safetensors", "fixed.traj", "--steps", "5", "--output", "relaxed.traj", code=1)
+    frames = ase.io.read("relaxed.traj", ":")
+    assert np.array_equal(frames[-1].positions[0], crystal.positions[0])
+    assert [type(c) for c in frames[-1].constraints] == [FixAtoms]
+    assert np.abs(frames[-1].positions - crystal.positions).max() > 0.01
+    text = run("relax", "pot.safetensors", "fixed.traj", "--cell", "--output", "cell.traj", code=2)
+    assert "constraints (FixAtoms), and --cell moves all atoms with the cell" in text
+    assert not (folder / "cell.traj").exists()
+    # In a skewed cell an atom may move along one cell vector only.
+    crystal.set_cell(
+        crystal.cell.array @ np.array([[1.0, 0.0, 0.0], [0.3, 1.0, 0.0], [0.2, -0.1, 1.0]]), scale_atoms=True
+    )
+    crystal.set_constraint([FixAtoms([0, 1, 2]), FixScaled([3], (1, 1, 0))])
+    ase.io.write("skewed.traj", crystal)
+    run("relax", "pot.safetensors", "skewed.traj", "--fmax", "0.001", "--steps", "100", "--output", "along.traj")
+    relaxed = ase.io.read("along.traj")
+    assert [type(c) for c in relaxed.constraints] == [FixAtoms, FixScaled]
+    moved = relaxed.cell.scaled_positions(relaxed.positions) - crystal.cell.scaled_positions(crystal.positions)
+    assert np.abs(moved[:3]).max() < 1e-9
+    assert np.abs(moved[3, :2]).max() < 1e-9
+    assert abs(moved[3, 2]) > 1e-3
+    relaxed.set_constraint()
+    relaxed.calc = SEGNNCalculator("pot.safetensors", dtype="float64")
+    assert abs(relaxed.get_forces()[3] @ relaxed.cell.array[2]) < 0.0011 * relaxed.cell.lengths()[2]
+    # With the cell, atoms that are fixed keep their place relative to it.
+    crystal.set_constraint(FixScaled([0, 1]))
+    ase.io.write("scaled.traj", crystal)
+    run("relax", "pot.safetensors", "scaled.traj", "--cell", "--steps", "5", "--output", "scaled-cell.traj", code=1)
+    relaxed = ase.io.read("scaled-cell.traj")
+    assert np.abs(relaxed.cell.array - crystal.cell.array).max() > 1e-3
+    moved = relaxed.cell.scaled_positions(relaxed.positions) - crystal.cell.scaled_positions(crystal.positions)
+    assert np.abs(moved[:2]).max() < 1e-9 < np.abs(moved[2:]).max()

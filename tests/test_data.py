@@ -17,6 +17,7 @@ import torch
 from ase import Atoms
 from ase.build import fcc100
 from ase.calculators.lj import LennardJones
+from ase.calculators.singlepoint import SinglePointCalculator
 from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, recipe_for, store_of, write_frames
 
 from ase_segnn.caches import MOST_BYTES, Cache
@@ -33,6 +34,7 @@ from ase_segnn.training.data import (
 )
 from ase_segnn.training.frames import Frame
 from ase_segnn.training.recipe import Recipe
+from ase_segnn.training.sources import DataFile, locate_all
 from ase_segnn.training.store import FrameStore
 
 
@@ -84,7 +86,7 @@ def test_missing_labels_are_masked_whatever_the_cell(tmp_path: Path) -> None:
     slab = fcc100("Ar", (2, 2, 2), a=3.6)  # its third vector is zero
     slab.calc = LennardJones(sigma=2.3, epsilon=0.1, rc=6.0)
     slab.get_forces()
-    slab.calc.results.pop("energy")
+    del slab.calc.results["energy"], slab.calc.results["free_energy"]
     [graph] = graphs_of([slab], tmp_path)
     assert graph.n_labels().tolist() == [0, 24, 0]
     assert torch.linalg.det(graph.graph.cell).abs() > 1
@@ -103,7 +105,7 @@ def test_store_is_built_once_for_the_same_data(
         with pytest.raises(pytest.fail.Exception):
             read(recipe_for(frames_file, network={"cutoff": 3.0}))
         with pytest.raises(pytest.fail.Exception):
-            read(recipe_for(frames_file, data={"energy_key": "other"}))
+            read(recipe_for(frames_file, data={"energy_key": "free_energy"}))
     write_frames(frames_file, labeled_clusters(seed=1))
     assert read(recipe).training.energies() != pytest.approx(first.training.energies())
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -252,7 +254,7 @@ def test_isolated_atoms_among_the_frames_are_references(tmp_path: Path) -> None:
     frames = labeled_clusters(5)
     for symbol, energy in atoms.items():
         lone = Atoms(symbol)
-        lone.info["REF_energy"] = energy
+        lone.calc = SinglePointCalculator(lone, energy=energy)
         frames.insert(1, lone)
     path = write_frames(tmp_path / "frames.xyz", frames)
     data = read(recipe_for(path, data={"validation": 1, "test": {}}))
@@ -266,6 +268,28 @@ def test_isolated_atoms_among_the_frames_are_references(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "fewer.xyz", frames[:1] + frames[2:])
     with pytest.raises(ValueError, match="isolated atoms of Ar, but none of Ne"):
         read(recipe_for(path, data={"validation": 1, "test": {}}))
+
+
+@pytest.mark.parametrize(("difference", "refused"), [(0.0, False), (5e-4, False), (2e-3, True)])
+def test_isolated_atoms_that_differ_are_named(tmp_path: Path, difference: float, *, refused: bool) -> None:
+    frames = [*labeled_clusters(5), *(Atoms(symbol) for symbol in ("Ar", "Ne", "Ar"))]
+    for atoms, energy in zip(frames[-3:], (-2.0, -1.0, -2.0 + difference), strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    path = write_frames(tmp_path / "frames.xyz", frames)
+    lone = write_frames(tmp_path / "atoms.xyz", frames[-3:])
+    among = recipe_for(path, data={"validation": 1, "test": {}})
+    beside = recipe_for(path, data={"validation": 1, "test": {}, "reference_energies": "atoms.xyz"})
+    given = recipe_for(path, data={"validation": 1, "test": {}, "reference_energies": {"Ar": -3.0, "Ne": -1.0}})
+    assert read(given).reference_energies == {"Ar": -3.0, "Ne": -1.0}
+    if not refused:
+        for recipe in (among, beside):
+            assert read(recipe).reference_energies == {"Ar": -2.0, "Ne": -1.0}
+        return
+    message = r"isolated atoms of Ar have different energies: -2 eV in {0}@{1} and -1\.998 eV in {0}@{2}"
+    with pytest.raises(ValueError, match=message.format("frames.xyz", 5, 7)):
+        read(among)
+    with pytest.raises(ValueError, match=message.format(lone.name, 0, 2)):
+        read(beside)
 
 
 # ---- sources
@@ -352,6 +376,7 @@ import resource, sys
 from pathlib import Path
 from labeled import labeled_crystals
 from ase_segnn.training.frames import Frame
+from ase_segnn.training.sources import DataFile, locate_all
 from ase_segnn.training.store import FrameStore
 
 frames = [Frame.from_atoms(atoms, "a") for atoms in labeled_crystals(8)]
@@ -386,12 +411,12 @@ def test_an_error_of_the_cache_says_what_to_set(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("ase_segnn.training.store._write", fail)
-    with pytest.raises(OSError, match=rf"{os.strerror(number)}.*set data.cache to a folder") as caught:
+    with pytest.raises(OSError, match=rf"{os.strerror(number)}.*set data.cache to another folder") as caught:
         read(recipe_for(frames_file))
     assert caught.value.errno == number
     assert Path(caught.value.filename).parent == tmp_path / "cache"
     monkeypatch.undo()
-    with pytest.raises(OSError, match=r"set data\.cache to a folder") as caught:
+    with pytest.raises(OSError, match=r"set data\.cache to another folder") as caught:
         read(recipe_for(frames_file, data={"cache": f"{frames_file}/below"}))
     assert caught.value.filename == f"{frames_file}/below"
 
@@ -403,3 +428,70 @@ def test_an_error_of_reading_frames_is_not_one_of_the_cache(frames_file: Path, m
     monkeypatch.setattr("ase_segnn.training.store.neighbor_list", fail)
     with pytest.raises(ConnectionResetError, match=r"^\[Errno \d+\] Connection reset by peer: 'far/frames.xyz'$"):
         read(recipe_for(frames_file))
+
+
+# ---- names of files
+
+
+def numbered(frames_file: Path, name: str, **data: object) -> list[str]:
+    recipe = recipe_for(frames_file, data={"train": name, "validation": 2, "test": {}, **data})
+    store = read(recipe).training.store
+    return [store.frame(index).source for index in range(len(store))]
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [(":4", range(4)), ("8:", range(8, 12)), ("::3", range(0, 12, 3)), ("-3:", range(9, 12)), ("::-4", [11, 7, 3])],
+)
+def test_frames_are_selected_and_keep_their_numbers(frames_file: Path, selection: str, expected: list[int]) -> None:
+    assert numbered(frames_file, f"frames.xyz@{selection}") == [f"frames.xyz@{number}" for number in expected]
+    found = locate_all([f"{frames_file.parent}/fr*.xyz@{selection}"])
+    assert found == {f"{frames_file}@{selection}": DataFile(frames_file, selection)}
+
+
+def test_selections_have_stores_of_their_own(frames_file: Path) -> None:
+    assert [len(numbered(frames_file, f"frames.xyz@:{n}")) for n in (4, 5)] == [4, 5]
+    assert len(numbered(frames_file, "frames.xyz")) == 12
+    two = numbered(frames_file, ["frames.xyz@:3", "frames.xyz@10:"])  # type: ignore[arg-type]
+    assert two == [f"frames.xyz@{number}" for number in (0, 1, 2, 10, 11)]
+
+
+@pytest.mark.parametrize("name", ["me@there/a.xyz", "me@1/a.xyz", "a@2.xyz", "with space/a[1]*?.xyz", "größe/水.xyz"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_any_name_of_frames_is_found(frames_file: Path, name: str, absolute: bool) -> None:
+    path = frames_file.parent / name
+    path.parent.mkdir(exist_ok=True)
+    frames_file.rename(path)
+    source = str(path) if absolute else name
+    assert numbered(frames_file, source) == [f"{source}@{number}" for number in range(12)]
+    assert numbered(frames_file, f"{source}@5:9") == [f"{source}@{number}" for number in range(5, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("frames.xyz@20:", r"frames.xyz' has no structure that '@20:' selects"),
+        ("frames.xyz@::0", "step of 0"),
+        ("nothing.xyz@:3", "no data file 'nothing.xyz' in"),
+        ("frames.xyz@three", "no data file 'frames.xyz@three' in"),
+        ("no*.xyz@:3", r"no data file fits 'no\*.xyz'"),
+        ("folder", "folder' is a folder; give files of frames"),
+    ],
+)
+def test_selections_that_are_wrong(frames_file: Path, name: str, message: str) -> None:
+    (frames_file.parent / "folder").mkdir()
+    with pytest.raises((ValueError, OSError), match=message):
+        numbered(frames_file, name)
+
+
+@pytest.mark.parametrize(
+    "cell", [[0.0, 0.0, 0.0], [9.0, 9.0, 0.0], [[5, 0, 0], [0, 5, 0], [5, 5, 0]], [[5, 0, 0], [5, 1e-9, 0], [0, 0, 5]]]
+)
+def test_every_graph_has_a_volume(cell: list[list[float]], tmp_path: Path) -> None:
+    """Stresses of clusters have no weight, and nan times no weight is nan."""
+    atoms = labeled_clusters(1)[0]
+    results = atoms.calc.results
+    atoms.set_cell(cell)
+    atoms.calc = SinglePointCalculator(atoms, energy=results["energy"], forces=results["forces"])
+    [graph] = graphs_of([atoms], tmp_path)
+    assert graph.graph.volumes().isfinite().all()

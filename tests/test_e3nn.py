@@ -1,37 +1,12 @@
-"""What the project relies on from e3nn is the same in every release: files with trained weights depend on it."""
+"""What the project relies on from e3nn is the same in every release, and e3nn works in full beside the project."""
 
 import math
+import subprocess
+import sys
 
-import pytest
 import torch
 
-from ase_segnn._e3nn import o3, wigner_3j
-
-TRIPLES = [(a, b, c) for a in range(4) for b in range(4) for c in range(abs(a - b), min(a + b, 3) + 1)]
-
-# Triples of an even sum whose first component is negative.
-NEGATIVE = {(1, 1, 2), (1, 2, 3), (2, 1, 3), (2, 2, 2), (2, 3, 3), (3, 2, 3), (3, 3, 2)}
-
-
-@pytest.mark.parametrize("triple", TRIPLES)
-def test_wigner_3j_has_the_sign_that_files_were_written_with(triple):
-    symbols = wigner_3j(*triple)
-    first = symbols[symbols.abs() > 1e-6][0]
-    assert (first < 0) == (triple in NEGATIVE)
-
-
-@pytest.mark.parametrize("triple", TRIPLES)
-def test_wigner_3j_is_e3nns_up_to_a_sign(triple):
-    overlap = (wigner_3j(*triple) * o3.wigner_3j(*triple, dtype=torch.float64)).sum()
-    assert abs(overlap) == pytest.approx(1.0, abs=1e-12)
-    if sum(triple) % 2 == 0:
-        assert overlap > 0
-
-
-def test_wigner_3j_of_three_vectors_is_the_cross_product():
-    x, y = torch.tensor([[0.3, -1.2, 0.7], [0.9, 0.4, -0.2]], dtype=torch.float64)
-    product = torch.einsum("abc,a,b->c", wigner_3j(1, 1, 1), x, y) * math.sqrt(6)
-    torch.testing.assert_close(product, torch.linalg.cross(x, y))
+from ase_segnn._e3nn import o3
 
 
 def test_spherical_harmonics_have_the_order_and_scale_of_the_files():
@@ -49,3 +24,32 @@ def test_spherical_harmonics_have_the_order_and_scale_of_the_files():
     )
     harmonics = o3.spherical_harmonics([0, 1, 2], vector, normalize=True, normalization="component")
     torch.testing.assert_close(harmonics, expected)
+
+
+BESIDE_E3NN = """
+import warnings
+import ase_segnn
+calculator = ase_segnn.SEGNNCalculator("acac-pbe", compile=False)
+import torch
+torch.serialization.add_safe_globals([slice])
+warnings.simplefilter("ignore")
+torch.manual_seed(0)
+from e3nn import o3
+product = o3.FullyConnectedTensorProduct("2x0e+2x1o", "1x0e+1x1o", "3x0e+2x1o").double()
+x, y = torch.randn(5, 8, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+rotation = o3.rand_matrix(dtype=torch.float64)
+first, second, out = (
+    o3.Irreps(irreps).D_from_matrix(rotation).double().T for irreps in ("2x0e+2x1o", "1x0e+1x1o", "3x0e+2x1o")
+)
+expected = product(x, y) @ out
+torch.testing.assert_close(product(x @ first, y @ second), expected, rtol=0, atol=1e-4)
+assert expected.abs().max() > 0.1
+compiled = torch.compile(lambda x: (x.sin() * 2).sum(), backend="eager")
+torch.testing.assert_close(compiled(x), (x.sin() * 2).sum())
+assert "torch._dynamo" in __import__("sys").modules
+"""
+
+
+def test_e3nn_and_the_compiler_of_torch_work_in_full_after_the_project() -> None:
+    result = subprocess.run([sys.executable, "-c", BESIDE_E3NN], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

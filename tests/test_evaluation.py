@@ -13,6 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from PIL import Image
 
 from ase_segnn.evaluation import evaluate
+from ase_segnn.labels import LabelKeys
 from ase_segnn.plots import dynamics_plot, parity_plot, save_figure
 
 
@@ -29,7 +30,7 @@ class Constant(Calculator):
 
 
 def frame(n_atoms: int = 2, **labels: object) -> Atoms:
-    atoms = Atoms(f"H{n_atoms}", np.arange(3.0 * n_atoms).reshape(-1, 3))
+    atoms = Atoms(f"H{n_atoms}", np.arange(3.0 * n_atoms).reshape(-1, 3), cell=[20, 20, 20], pbc=True)
     atoms.calc = SinglePointCalculator(atoms, **labels)
     return atoms
 
@@ -74,8 +75,62 @@ def test_frames_are_not_changed() -> None:
 def test_useless_labels_are_errors() -> None:
     with pytest.raises(ValueError, match="none of the 2 frames has an energy, forces or a stress"):
         evaluate(Constant(), [bulk("Cu"), frame(2)])
-    with pytest.raises(ValueError, match="frame 1 has a label that is not finite: energy"):
+    with pytest.raises(ValueError, match="'energy' of frame 1 is not finite"):
         evaluate(Constant(), [frame(2, energy=0.0), frame(2, energy=np.nan)])
+
+
+def test_what_means_nothing_is_left_out() -> None:
+    """Stress of a slab, labels of weight zero; and what is not used is told."""
+    frames = [frame(2, energy=1.3, forces=np.zeros((2, 3)), stress=np.full(6, 0.03)) for _ in range(4)]
+    frames[1].pbc = [True, True, False]
+    frames[2].info["config_stress_weight"] = 0.0
+    frames[3].info["Config_Weight"] = 0.0
+    for atoms in frames:
+        atoms.info["mace_energy"] = 5.0
+    evaluation = evaluate(Constant(), frames)
+    assert evaluation.n_labeled == {"energy": 3, "energy_per_atom": 3, "forces": 3, "stress": 1}
+    assert evaluation.errors()["stress_RMSE_meV_per_A3"] == pytest.approx(20.0)
+    assert evaluation.report is not None
+    assert evaluation.report.counts == {"energy": 3, "forces": 3, "stress": 1}
+    assert {remark.title for remark in evaluation.report.remarks} == {
+        "stress without a volume",
+        "energy of weight zero",
+        "forces of weight zero",
+        "stress of weight zero",
+        "not used, though names look like labels",
+    }
+
+
+def test_labels_by_their_keys(caplog: pytest.LogCaptureFixture) -> None:
+    frames = [frame(2, energy=0.0) for _ in range(3)]
+    for atoms in frames:
+        atoms.info["xtb"] = 1.5
+    assert evaluate(Constant(), frames).errors()["energy_MAE_meV"] == pytest.approx(1000)
+    assert not caplog.records
+    evaluation = evaluate(Constant(), frames, keys=LabelKeys(energy="xtb"))
+    assert evaluation.errors()["energy_MAE_meV"] == pytest.approx(500)
+    with pytest.raises(ValueError, match="no frame has 'xtc', which energy_key names; did you mean 'xtb'"):
+        evaluate(Constant(), frames, keys=LabelKeys(energy="xtc"))
+    for atoms in frames:
+        atoms.info["REF_energy"] = 1.25
+    assert evaluate(Constant(), frames).errors()["energy_MAE_meV"] == pytest.approx(250)
+    assert "not used: 'energy' of the calculator results: 3 frames have it" in caplog.text
+
+
+def test_the_frame_that_fails_is_named() -> None:
+    class Picky(Constant):
+        def calculate(self, atoms: Atoms, properties: list[str], system_changes: object = None) -> None:
+            if "C" in atoms.symbols:
+                raise RuntimeError("no carbon")
+            super().calculate(atoms, properties, system_changes)
+
+    frames = [frame(1), frame(2, energy=1.0), *[frame(2, energy=1.0, forces=np.zeros((2, 3))) for _ in range(4)]]
+    frames[4].symbols = "CH"
+    frames[4].calc.atoms.symbols = "CH"
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match=r"^frame 4: no carbon"):
+        evaluate(Picky(), frames, on_frame=lambda: seen.append(1))
+    assert len(seen) == 3
 
 
 def test_figures_are_pictures(tmp_path: Path) -> None:

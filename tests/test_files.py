@@ -111,3 +111,13 @@ def test_reasons_have_no_numbers() -> None:
     assert reason_of(FileNotFoundError(2, "No such file or directory", "a.xyz")) == "'a.xyz': No such file or directory"
     assert reason_of(OSError(28, "No space left on device")) == "No space left on device"
     assert reason_of(OSError("text")) == "text"
+
+
+def test_a_read_only_folder_is_an_error_of_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:  # Linux refuses to remove what is not there as well
+        raise OSError(errno.EROFS, "Read-only file system", str(path.with_name("something")))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match=r"cannot be written and is as it was before \(Read-only") as caught:
+        fail(path, OSError(errno.EROFS, "Read-only file system"))
+    assert caught.value.filename == str(path)

@@ -105,7 +105,7 @@ def test_a_slab_has_no_stress() -> None:
         ({"energy": [1.0, 2.0]}, {}, r"'energy' of x@7 has the shape \(2,\), expected one number"),
         ({"REF_forces": FORCES[:1]}, {}, r"'REF_forces' of x@7 has the shape \(1, 3\), expected \(2, 3\)"),
         ({"stress": [1.0, 2.0]}, {}, "'stress' of x@7 has 2 values, expected 6"),
-        ({"energy": 1.0, "config_weight": -1.0}, {}, "x@7 has a negative weight of its energy"),
+        ({"energy": 1.0, "config_weight": -1.0}, {}, "x@7 has a negative weight 'config_weight': -1"),
     ],
 )
 def test_wrong_labels_are_named(info: dict[str, Any], arrays: dict[str, Any], message: str) -> None:
@@ -124,10 +124,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     path = tmp_path / "frames.xyz"
     ase.io.write(path, labeled_clusters(2))
     path.write_text("\n".join(path.read_text().splitlines()[:-2]))
-    reader = read_frames(path)
-    assert next(reader).energy is not None
-    with pytest.raises(ValueError, match="ASE cannot read frame 1 of"):
-        next(reader)
+    with pytest.raises(ValueError, match=r"ASE cannot read frame 1 of .*; the 1 before it can be read"):
+        list(read_frames(path))
     path.write_text("")
     with pytest.raises(ValueError, match=r"holds no frames|cannot read frame 0"):
         list(read_frames(path))

@@ -19,10 +19,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module imports from its own layer and from those before it.
 LAYERS = [
-    {"_e3nn", "caches", "checks", "files", "neighbors", "pair_search", "structures"},
+    {
+        "_e3nn",
+        "caches",
+        "checks",
+        "configuration",
+        "constraints",
+        "files",
+        "kept_atoms",
+        "labels",
+        "neighbors",
+        "pair_search",
+        "structures",
+    },
     {"graph"},
     {"model"},
-    {"engines", "potential_file", "potentials", "uncertainty"},
+    {"engines", "potential_file", "potentials", "results", "uncertainty"},
     {"calculator"},
     {"evaluation", "glyphs", "plots", "selection"},
     {"cli", "training"},
@@ -126,8 +138,11 @@ def state():
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
-        "TF32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
-        "matmul precision": torch.get_float32_matmul_precision(),
+        "precisions": (
+            torch.backends.cuda.matmul.fp32_precision,
+            torch.backends.cudnn.conv.fp32_precision,
+            torch.backends.mkldnn.matmul.fp32_precision,
+        ),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn benchmark": torch.backends.cudnn.benchmark,
         "gradients": torch.is_grad_enabled(),
@@ -156,6 +171,27 @@ def test_an_import_changes_and_prints_nothing():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+IMPORT_LITTLE = """
+import sys
+from ase.build import molecule
+from ase_segnn import AtomicGraph, SEGNNCalculator, load_potential
+from ase_segnn.potentials import path_of
+
+potential = load_potential(path_of("acac-pbe"))
+potential.predict(AtomicGraph.from_atoms(molecule("CH3CH2OH"), potential.cutoff), stress=False)
+atoms = molecule("CH3CH2OH")
+for mode in (False, "auto"):
+    atoms.calc = SEGNNCalculator("acac-pbe", device="cpu", compile=mode)
+    atoms.get_forces()
+print(*sorted({"e3nn", "sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+
+
+def test_to_load_and_evaluate_a_potential_no_compiler_is_imported():
+    result = subprocess.run([sys.executable, "-c", IMPORT_LITTLE], capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"
+
+
 def test_slice_stays_allowed_for_a_program_that_allowed_it():
     code = (
         "import torch; torch.serialization.add_safe_globals([slice]); import ase_segnn._e3nn; "
@@ -168,6 +204,28 @@ def test_slice_stays_allowed_for_a_program_that_allowed_it():
 def test_public_names_exist(name):
     assert getattr(ase_segnn, name) is not None
     assert name in dir(ase_segnn)
+
+
+def test_type_checkers_see_the_names_that_are_imported_on_use():
+    for node in ast.parse(SOURCES["ase_segnn"].read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            seen = {alias.name: part.module for part in node.body for alias in part.names}
+    assert seen == ase_segnn._MODULE_OF
+    assert set(ase_segnn.__all__) == {*seen, "__version__"}
+    for name, module in seen.items():
+        assert getattr(import_module(module), name) is getattr(ase_segnn, name)
+
+
+def test_errors_of_the_library_are_public():
+    """Whoever catches an error must be able to import its class."""
+    own = {}
+    for module, path in SOURCES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(("Error", "Warning")):
+                own[node.name] = module
+    assert own.pop("LabelError") == "ase_segnn.labels.values"  # many become one ValueError in `choose_labels`
+    assert {"NoCompilerError", "PotentialFileError", "UncertaintyError"} <= own.keys()
+    assert {name: ase_segnn._MODULE_OF.get(name) for name in own} == own
 
 
 def test_an_unknown_public_name_is_an_attribute_error():

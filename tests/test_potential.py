@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
 from ase import Atoms
-from pydantic import ValidationError
 from random_potentials import CONFIGS, random_potential
 from systems import systems
 
@@ -29,7 +29,7 @@ def changed(**changes) -> PotentialConfig:
     """Change the configuration; names of the network's options go there."""
     network = {name: changes.pop(name) for name in set(changes) & set(NetworkConfig.model_fields)}
     data = CONFIG.model_dump()
-    return PotentialConfig.model_validate({**data, **changes, "network": {**data["network"], **network}})
+    return PotentialConfig(**{**data, **changes, "network": {**data["network"], **network}})
 
 
 @pytest.mark.parametrize(
@@ -277,16 +277,17 @@ def test_species_are_told_apart_by_symbol_not_by_order():
         ({"irreps_hidden": "8x0e+"}, "is not a list of irreps, such as '64x0e"),
         ({"irreps_hidden": "8x1o"}, "'8x1o' has no even scalars '0e', and an energy is one"),
         ({"irreps_hidden": "8x0e+2x1o+2x0e"}, "names an irrep twice"),
-        ({"layers": 3}, "Extra inputs are not permitted"),
+        ({"layers": 3}, "layers: unknown key; known are elements, reference_energies"),
     ],
 )
 def test_wrong_configurations_are_errors(change, message):
-    with pytest.raises(ValidationError, match=message.replace("+", r"\+")):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         changed(**change)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_configuration_cannot_be_changed():
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(AttributeError, match="a PotentialConfig cannot be changed; make another one"):
         CONFIG.energy_scale = 3.0
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(AttributeError, match=r"a NetworkConfig cannot be changed; .* \.model_copy\(update=\{'cutoff'"):
         CONFIG.network.cutoff = 3.0

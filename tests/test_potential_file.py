@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -276,7 +277,10 @@ def test_damaged_files_are_refused(
             safetensors.torch.save({"w": torch.ones(2)}, {"format": "pt"}),
             "another program: its metadata has format 'pt'",
         ),
-        (safetensors.torch.save({}, {"format": "ase-segnn-potential"}), "its metadata has no header"),
+        (
+            safetensors.torch.save({"w": torch.ones(2)}, {"format": "ase-segnn-potential"}),
+            "its metadata has no header",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -342,6 +346,17 @@ def test_checksums_protect_what_still_looks_right(path: Path) -> None:
     read_header(path)
     with pytest.raises(PotentialFileError, match="the checksum of its weights is wrong"):
         load_potential(path)
+
+
+@pytest.mark.parametrize("channels", [20_000, 10**9])
+def test_a_config_of_a_huge_network_takes_no_memory(path: Path, channels: int) -> None:
+    config = read_header(path).config.model_dump(mode="json")
+    config["network"]["irreps_hidden"] = f"{channels}x0e"
+    rewrite(path, {"config": config})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PotentialFileError, match=r"its config needs F32|do not fit its config|does not build"):
+        load_potential(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB, of 1.6 GB for each matrix
 
 
 def test_tensors_that_do_not_fit_are_refused_before_weights_are_read(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html import unescape
 from io import BytesIO
 from pathlib import Path
@@ -176,6 +177,17 @@ def test_worst_frames_are_those_with_a_wrong_label() -> None:
     assert predictions.worst_frames("energy_per_atom")[0].error == pytest.approx(1000.0)
 
 
+def test_labels_of_weight_zero_are_no_errors() -> None:
+    frames = labeled_frames(4)
+    spoiled = [
+        replace(frame, energy=1e3, weights={"energy": 0.0, "forces": 1.0, "stress": 1.0}) if i % 2 else frame
+        for i, frame in enumerate(frames)
+    ]
+    errors, expected = (predict_frames(potential(), some).errors() for some in (spoiled, frames[::2]))
+    assert errors["energy_RMSE_meV"] == pytest.approx(expected["energy_RMSE_meV"])
+    assert errors["forces_RMSE_meV_per_A"] != pytest.approx(expected["forces_RMSE_meV_per_A"])
+
+
 def test_frames_without_labels_are_left_out_and_failures_are_named() -> None:
     frames = labeled_frames(2)
     unlabeled = Frame(crystal(), "nothing.xyz@0")
@@ -184,7 +196,7 @@ def test_frames_without_labels_are_left_out_and_failures_are_named() -> None:
     assert nothing.errors() == {}
     assert nothing.worst_frames("forces") == []
     foreign = Frame(Atoms("He2", [[0, 0, 0], [0, 0, 3]]), "helium.xyz@0", energy=1.0)
-    with pytest.raises(ValueError, match=r"helium.xyz@0 to helium.xyz@0: .*He"):
+    with pytest.raises(ValueError, match=r"^helium.xyz@0: .*He"):
         predict_frames(potential(), [foreign])
 
 

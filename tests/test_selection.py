@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from ase_segnn import Committee, SEGNNCalculator, save_potential, select_frames
 from ase_segnn.cli import app
 from ase_segnn.potential_file import Provenance
+from ase_segnn.training.frames import Frame
 
 MEMBERS = [random_potential(CONFIGS["with ZBL"], seed=seed).double() for seed in range(3)]
 
@@ -157,3 +158,35 @@ def test_select_writes_frames_with_their_deviations(folder: Path) -> None:
     run("select", "com.safetensors", "md.traj@:2", "--max-deviation", str(largest / 1e6), "--force", code=2)
     run("select", "com.safetensors", "md.traj@:2", "--max-deviation", str(2 * largest), "--force", "--device", "cpu")
     assert len(ase.io.read("selected.xyz", ":")) == 2
+
+
+def test_labels_are_not_left_in_what_is_to_be_labeled(calculator: SEGNNCalculator) -> None:
+    frames = [ethanol(0.1, seed) for seed in range(4)]
+    for atoms in frames:
+        atoms.info |= {"REF_energy": 1.0, "mace_energy": 2.0, "virial": np.eye(3), "config_energy_weight": 0.0}
+        atoms.info |= {"config_type": "hot", "Energy": 1.0}
+        atoms.arrays["forces"] = atoms.arrays["dft_force"] = np.zeros((len(atoms), 3))
+    picked = select_frames(calculator, frames, 2).frames
+    for atoms in picked:
+        assert set(atoms.info) == {"config_type", "source", "source_index", "energy_std", "max_forces_std"}
+        assert set(atoms.arrays) == {"numbers", "positions", "forces_std"}
+        assert Frame.from_atoms(atoms, "picked").labels == ()
+    assert "REF_energy" in frames[0].info
+
+
+def test_frames_are_named_as_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_potential(Committee(MEMBERS), tmp_path / "committee.safetensors", provenance=Provenance())
+    frames = [ethanol(0.1, seed) for seed in range(9)]
+    ase.io.write("md.traj", frames)
+    result = CliRunner().invoke(app, ["select", "committee.safetensors", "md.traj@3::2", "-n", "2"])
+    assert result.exit_code == 0, result.output
+    for atoms in ase.io.read("selected.xyz", ":"):
+        index = int(atoms.info["source_index"])
+        assert atoms.info["source"] == f"md.traj@{index}"
+        assert index in {3, 5, 7}
+        np.testing.assert_allclose(atoms.positions, frames[index].positions, atol=1e-7)
+    frames[5].symbols[0] = "Ag"
+    ase.io.write("md.traj", frames)
+    result = CliRunner().invoke(app, ["select", "committee.safetensors", "md.traj@3::2", "--force"])
+    assert result.output.strip().startswith("error: md.traj@5: ")

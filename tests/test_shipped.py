@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain, combinations_with_replacement
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def test_card_and_recipe_belong_to_the_potential(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_file_names_no_folder_of_the_machine_it_was_made_on(name: str) -> None:
+    provenance = read_header(path_of(name)).provenance
+    assert provenance.data
+    assert re.findall(r'"(?:/|~|\.\./|[A-Za-z]:[/\\])[^"]*"', provenance.model_dump_json()) == []
+    assert {provenance.recipe["data"].get(key) for key in ("folder", "cache")} == {None}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nuclei_repel_each_other(name: str) -> None:
     calculator = SEGNNCalculator(name, device="cpu")
     for pair in combinations_with_replacement(calculator.potential.elements, 2):
@@ -80,7 +89,7 @@ def test_errors_on_the_test_sets_are_those_on_the_card(name: str) -> None:
             files = locate_all(names)
         except FileNotFoundError as error:
             pytest.skip(str(error))
-        frames = (frame for path in files.values() for frame in read_frames(path))
+        frames = (frame for file in files.values() for frame in read_frames(file.path))
         errors = predict_frames(calculator, frames).errors()
         for measure in ("energy_RMSE_meV", "forces_RMSE_meV_per_A"):
             # float32: the order of sums shows in energies

@@ -8,9 +8,10 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from ase_segnn._e3nn import o3, wigner_3j
+from ase_segnn._e3nn import o3
 from ase_segnn.model.segnn import Edges, MessageNetwork
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Gate, SteerableLinear, Steering, flatten, split
+from ase_segnn.model.wigner import wigner_3j
 
 # What goes in, what steers, what comes out.
 PRODUCTS = [
@@ -69,7 +70,8 @@ def e3nn_product(layer: SteerableLinear):
         for path in paths:
             entry_attribute, copy = copies[path.copy]
             degrees = (path.l_in, path.l_attribute, path.l_out)
-            sign = (wigner_3j(*degrees) * o3.wigner_3j(*degrees, dtype=torch.float64)).sum().sign()
+            symbols = torch.from_numpy(wigner_3j(*degrees).copy())
+            sign = (symbols * o3.wigner_3j(*degrees, dtype=torch.float64)).sum().sign()
             view = views[path.entry_in, entry_attribute, entry_out]
             view[:, copy] = own[path.rows].detach() * sign * math.sqrt(own.shape[0])
     assert (weight != 0).all(), "every path of e3nn is a path of the layer"

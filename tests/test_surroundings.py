@@ -214,8 +214,11 @@ def test_fake_tensors_are_refused_in_one_line() -> None:
         FakeTensorMode(),
         pytest.raises(TypeError, match=r"is a FakeTensor on cpu; evaluate outside of torch's tracing"),
     ):
-        one.get_property("energy", silicon(seed=2))
-    assert one.get_property("energy", silicon()) == pytest.approx(-42.882666, abs=1e-4)
+        one.get_property("energy", silicon(2))  # which needs more memory
+    plain = calculator(False)
+    for n in (2, 1):
+        expected = plain.get_property("energy", silicon(n))
+        assert one.get_property("energy", silicon(n)) == pytest.approx(expected, abs=1e-4 * n**3)
 
 
 def test_fewer_digits_in_products_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -264,6 +267,7 @@ def work(atoms):
 
 if __name__ == "__main__":
     MODE = {"auto": "auto", "False": False}[sys.argv[2]]
+    tolerance = 1e-5 if MODE == "auto" else 1e-3  # of 1160 eV in float32, added up in another order
     assert torch.get_num_threads() == 2
     structures = [silicon(seed) for seed in (1, 2)]
     calculator = SEGNNCalculator("si-pbe", device="cpu", compile=MODE)
@@ -276,11 +280,11 @@ if __name__ == "__main__":
     with context.Pool(2) as pool:
         for results in (pool.map_async(work, structures).get(120), pool.map_async(work, own).get(120)):
             for (energy, forces), (right, right_forces) in zip(results, expected):
-                assert abs(energy - right) < 1e-3, (energy, right)
+                assert abs(energy - right) < tolerance, (energy, right)
                 np.testing.assert_allclose(forces, right_forces, atol=1e-4)
     for atoms, (right, _) in zip(structures, expected):
-        atoms.rattle(1e-9)
-        assert abs(atoms.get_potential_energy() - right) < 1e-3
+        atoms.rattle(1e-12)
+        assert abs(atoms.get_potential_energy() - right) < tolerance
     print("right")
 """
 

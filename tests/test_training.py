@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from compiler import needs_compiler
 from filelock import FileLock
 from labeled import labeled_clusters, labeled_crystals, recipe_for, write_frames
@@ -483,8 +485,50 @@ def test_training_from_python(tmp_path: Path) -> None:
     assert torch.equal(load_potential(tmp_path / "run" / "potential.safetensors").one_hot, kept.one_hot)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(frames, output=tmp_path / "run", **settings)
-    with pytest.raises(ValueError, match=r"these settings:\n  sead: unknown key; did you mean 'seed'"):
+    with pytest.raises(ValueError, match=r"^these settings: sead: unknown key; did you mean 'seed'"):
         train(frames, sead=1)
+
+
+def test_training_without_a_folder_makes_no_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("nobody can see this")
+
+    for name in ("examine", "write_report", "write_card", "save_potential"):
+        monkeypatch.setattr(f"ase_segnn.training.run.{name}", forbidden)
+    settings: dict[str, Any] = recipe_for(tmp_path / "x").model_dump(include={"network", "optimization", "compile"})
+    frames = labeled_clusters(8)
+    assert train(frames, **settings).elements == ("Ne", "Ar")
+    message = r"^test frames \(far, near\) are for the report of a run, .*; give output, or leave out test$"
+    with pytest.raises(ValueError, match=message):
+        train(frames, test={"far": frames, "near": frames}, **settings)
+
+
+# ---- provenance
+
+
+def test_files_for_others_do_not_tell_places_on_this_machine(tmp_path: Path) -> None:
+    for folder in ("one", "two", "three"):
+        (tmp_path / folder).mkdir()
+        write_frames(tmp_path / folder / "frames.xyz", labeled_clusters(6, seed=len(folder)))
+    isolated = [Atoms("Ne"), Atoms("Ar")]
+    for atoms, energy in zip(isolated, (-1.0, -2.0), strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    atoms_file = write_frames(tmp_path / "isolated.xyz", isolated)
+    data = {
+        "train": [str(tmp_path / "one" / "frames.xyz"), str(tmp_path / "two" / "frames.xyz")],
+        "test": {"third": "three/frames.xyz"},
+        "reference_energies": str(atoms_file),
+        "folder": str(tmp_path),
+    }
+    result = run_recipe(recipe_for(tmp_path / "x", data=data, optimization={"epochs": 1}), tmp_path / "run")
+    assert str(tmp_path).encode() not in result.potential_path.read_bytes()
+    assert str(tmp_path) not in result.card_path.read_text()
+    provenance = read_header(result.potential_path).provenance
+    own, names = provenance.recipe["data"], ["one/frames.xyz", "two/frames.xyz"]
+    assert (own["train"], own["test"]) == (names, {"third": ["three/frames.xyz"]})
+    assert (own["reference_energies"], own["folder"], own["cache"]) == ("isolated.xyz", None, None)
+    assert set(provenance.data) == {*names, "three/frames.xyz", "isolated.xyz"}
+    assert str(tmp_path) in (tmp_path / "run" / "recipe.yaml").read_text(), "it can be run again here"
 
 
 # ---- the report

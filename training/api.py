@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ase import Atoms
 
+from ase_segnn.labels import choose_labels
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 
 from .base import Base
-from .data import TrainingData
+from .data import TrainingData, tell_labels
 from .folder import RunFiles
-from .frames import Frame
+from .frames import LABEL_OPTIONS, Frame
 from .recipe import Recipe, make_recipe
-from .run import run_on
+from .run import fit_on, run_on, settled
 from .store import FrameStore
 
 _IN_MEMORY = "frames in memory"
@@ -38,12 +39,13 @@ def train(
 
     Parameters
     ----------
-    frames : with labels as results of a calculator or under their names in ``info`` and ``arrays``, as in files
+    frames : with labels as results of a calculator or under their names in ``info`` and ``arrays``, as in files; see
+        `ase_segnn.labels`. The log tells which are taken
     name : of the potential and its files
     validation : frames to watch the errors of the run with; by default a tenth of `frames`, drawn at random
-    test : name -> frames to evaluate at the end
+    test : name -> frames to evaluate at the end, for the report in `output`
     max_time : such as "10m", or seconds; by default the run has a fixed number of epochs
-    output : folder that keeps potential, card, report and checkpoint; None keeps nothing but what is returned
+    output : folder that keeps potential, card, report and checkpoint; None makes nothing but what is returned
     overwrite : start anew in a folder that holds a run already
     settings : any other key of a recipe, such as ``network={"cutoff": 4.5}``; see `ase_segnn.training.recipe`
 
@@ -56,7 +58,8 @@ def train(
     FileExistsError
         If `output` holds a run and `overwrite` is not set.
     ValueError
-        If the data cannot be learned from, or a setting is unknown or not allowed.
+        If the data cannot be learned from, a setting is unknown or not allowed, or there are `test` frames without an
+        `output` that tells the errors on them.
 
     Examples
     --------
@@ -65,6 +68,11 @@ def train(
         potential = train(frames, max_time="10m", optimization={"stress_weight": 1.0})
         atoms.calc = SEGNNCalculator(potential)
     """
+    if test and output is None:
+        raise ValueError(
+            f"test frames ({', '.join(test)}) are for the report of a run, and nothing is reported without a folder; "
+            "give output, or leave out test"
+        )
     sets = {"train": frames, **{f"test {key}": given for key, given in (test or {}).items()}}
     data: dict[str, Any] = {**settings.pop("data", {}), "train": _IN_MEMORY}
     data["test"] = dict.fromkeys(test or {}, _IN_MEMORY)
@@ -75,6 +83,10 @@ def train(
     if max_time is not None:
         raw["optimization"] = {**raw.get("optimization", {}), "max_time": max_time}
     recipe = make_recipe(raw, "these settings", Recipe)
+    choices = {
+        use: choose_labels(_named(use, given), recipe.data.label_keys, required=use == "train", options=LABEL_OPTIONS)
+        for use, given in sets.items()
+    }
     with TemporaryDirectory() as temporary:
         files = RunFiles(Path(temporary) / "run" if output is None else Path(output), name, recipe.committee)
         files.check(resume=False, overwrite=overwrite)
@@ -82,15 +94,22 @@ def train(
         network = recipe.network if base is None else base.potential.config.network
         stores = {
             use: FrameStore.build(
-                Path(temporary) / f"{number}.h5",
-                (
-                    Frame.from_atoms(atoms, f"{use}@{index}", recipe.data.label_keys)
-                    for index, atoms in enumerate(given)
-                ),
+                Path(temporary) / f"{number}.frames",
+                (Frame.from_atoms(atoms, source, choice) for source, atoms in _named(use, sets[use])),
                 network.cutoff,
+                choice.report,
             )
-            for number, (use, given) in enumerate(sets.items())
+            for number, (use, choice) in enumerate(choices.items())
         }
+        for use, store in stores.items():
+            tell_labels(use, store.labels)
         known = () if base is None else base.potential.elements
         read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={}, known_elements=known)
-        return run_on(read, recipe, files, base, overwrite=overwrite).potential
+        if output is not None:
+            return run_on(read, recipe, files, base, overwrite=overwrite).potential
+        files.folder.mkdir()
+        return fit_on(read, settled(recipe, read), files, base)[0]
+
+
+def _named(use: str, frames: Sequence[Atoms]) -> Iterator[tuple[str, Atoms]]:
+    return ((f"{use}@{index}", atoms) for index, atoms in enumerate(frames))

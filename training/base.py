@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.labels import LABELS
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import PotentialHeader, load_potential, read_header
@@ -18,7 +19,6 @@ from ase_segnn.potentials import path_of
 
 from .data import Subset, TrainingData, read_store, whole
 from .finetuning import adapt_energies, freeze, start_from
-from .frames import LABELS
 from .recipe import DataSection
 from .report import examine
 
@@ -92,6 +92,8 @@ class Base:
                     [files] if isinstance(files, str) else files,
                     settings.model_copy(update=keys),
                     self.potential.cutoff,
+                    f"{name} of {Path(self.name).stem}",
+                    required=False,
                 )
             except FileNotFoundError as error:
                 logger.warning("%s of the base '%s' cannot be evaluated: %s", name, self.name, error)

@@ -21,6 +21,7 @@ def write_card(
     provenance: Provenance,
     *,
     minutes: float,
+    labels: str = "",
     notes: Sequence[str] = (),
 ) -> None:
     """Write the card as Markdown; everything that was measured or counted is filled in, the rest comes from the recipe.
@@ -30,6 +31,7 @@ def write_card(
     path : of the card, replaced if it exists
     recipe, potential, provenance : of the finished run
     minutes : duration of the fit
+    labels : of the training files and where they are from
     notes : sentences about the run, such as warnings of the audit
     """
     card, config = recipe.card, potential.config
@@ -43,6 +45,7 @@ def write_card(
         "Data": f"{card.data_source or 'not stated'} (license: {card.data_license or 'not stated'})",
         "License of the weights": card.license,
         "Trained on": _frames(recipe),
+        "Labels": labels or "not stated",
     }
     run = {
         "Command": f"`ase-segnn train {recipe.name}.yaml`, with what is kept as `recipe.yaml` in the folder of a run",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,22 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ase_segnn.caches import Cache
+from ase_segnn.labels import LABELS, LabelKeys, LabelReport
 from ase_segnn.model.zbl import pair_name, usual_end
 
 from .batches import LabeledGraph
-from .frames import LABELS, Frame, LabelKeys, read_frames
+from .frames import Frame, FrameFiles
 from .recipe import DataSection
-from .sources import locate, locate_all, sha256
+from .sources import DataFile, locate, locate_all, sha256
 from .store import FrameStore
+
+logger = logging.getLogger(__name__)
 
 _MOST_BYTES_IN_MEMORY = 2 * 2**30  # of graphs; larger data are read from disk whenever they are needed
 # Of the shortest distances; networks are good somewhat beyond their data, and hotter frames come closer.
 _MARGIN = 0.8
 _BYTES_PER_EDGE, _BYTES_PER_ATOM = 40, 80
+_SAME_ATOM = 1e-3  # eV, between energies of one isolated atom
 
 HELD_OUT = "held out"
 
@@ -167,7 +172,7 @@ class TrainingData:
         checksums = {name: sha256(path) for name, path in _reference_files(settings).items()}
         stores = {}
         for use, files in names.items():
-            stores[use], own = read_store(files, settings, cutoff)
+            stores[use], own = read_store(files, settings, cutoff, use, required=use == "train")
             checksums |= own
         return cls.divide(stores, settings, seed, checksums, known_elements)
 
@@ -206,11 +211,7 @@ class TrainingData:
                     f"the frames of '{name}' have {', '.join(sorted(foreign))}, training frames have not; if they were "
                     "drawn from the same files, another seed draws others"
                 )
-        atoms = {
-            frame.atoms.get_chemical_symbols()[0]: frame.energy
-            for frame in map(store.frame, isolated)
-            if frame.energy is not None
-        }
+        atoms = energies_of_atoms(map(store.frame, isolated)) if settings.reference_energies == "auto" else {}
         energies, origin = _reference_energies(settings, learned, elements, atoms)
         return cls(learned, watched, tests, energies, origin, checksums)
 
@@ -220,8 +221,20 @@ class TrainingData:
         return {"validation": self.validation, **self.tests}
 
 
-def read_store(names: Sequence[str], settings: DataSection, cutoff: float) -> tuple[FrameStore, dict[str, str]]:
+def read_store(
+    names: Sequence[str], settings: DataSection, cutoff: float, use: str, *, required: bool
+) -> tuple[FrameStore, dict[str, str]]:
     """Find files and read them, with the graphs of this cutoff (Å); return the checksum of each file as well.
+
+    What is taken as their labels is told in the log.
+
+    Parameters
+    ----------
+    names : of files that are one data set; of those that a pattern stands for, some may be unreadable
+    settings : where they are, and the names of labels
+    cutoff : Å
+    use : of the data set, for the log
+    required : whether some frame must have the labels whose keys are given
 
     Raises
     ------
@@ -229,14 +242,35 @@ def read_store(names: Sequence[str], settings: DataSection, cutoff: float) -> tu
         See `TrainingData.read`.
     """
     files = locate_all(names, settings.folder)
-    checksums = {name: sha256(path) for name, path in files.items()}
+    checksums = {name: sha256(file.path) for name, file in files.items()}
     cache = Cache("graphs")
-    folder = settings.cache or cache.folder
-    store = FrameStore.of_files(files, checksums, settings.label_keys, cutoff, folder)
+    may_fail = set(files) - set(names)
+    try:
+        store = FrameStore.of_files(
+            files,
+            checksums,
+            settings.label_keys,
+            cutoff,
+            settings.cache or cache.folder,
+            required=required,
+            may_fail=may_fail,
+        )
+    except ValueError as error:
+        raise ValueError(f"{use}: {error}") from error
     Cache.touch(store.path)
     if settings.cache is None:
         cache.trim()
+    tell_labels(use, store.labels)
     return store, checksums
+
+
+def tell_labels(use: str, report: LabelReport | None) -> None:
+    """Write to the log which labels the frames of a data set have and where they are from, and what is not used."""
+    if report is None:
+        return
+    logger.info("%s: %d frames; %s", use, report.n_frames, report.line())
+    for remark in report.remarks:
+        logger.log(logging.WARNING if remark.severity == "warning" else logging.INFO, "%s: %s", use, remark)
 
 
 def whole(store: FrameStore) -> Subset:
@@ -287,20 +321,49 @@ def isolated_atom_energies(path: Path, elements: Sequence[str], keys: LabelKeys 
     Raises
     ------
     ValueError
-        If a frame holds more than one atom or has no energy, or an element has no frame.
+        If a frame holds more than one atom or has no energy, an element has no frame, or frames of one element differ.
     """
-    energies = {}
-    for frame in read_frames(path, keys):
+    files = FrameFiles({path.name: DataFile(path, "")})
+    choice = files.choose_labels(None if keys is None else LabelKeys(energy=keys.energy), required=False)
+    tell_labels(f"reference energies, {path.name}", choice.report)
+    frames = []
+    for frame in files.frames(choice):
         if len(frame.atoms) != 1 or frame.energy is None:
             raise ValueError(
                 f"{frame.source} has {len(frame.atoms)} atoms and {'no' if frame.energy is None else 'an'} energy; "
                 "reference energies need single atoms with an energy"
             )
-        energies[frame.atoms.get_chemical_symbols()[0]] = frame.energy
+        frames.append(frame)
+    energies = energies_of_atoms(frames)
     missing = [symbol for symbol in elements if symbol not in energies]
     if missing:
         raise ValueError(f"'{path}' has no isolated atom of {', '.join(missing)}")
     return {symbol: energies[symbol] for symbol in elements}
+
+
+def energies_of_atoms(frames: Iterable[Frame]) -> dict[str, float]:
+    """Energies in eV by chemical symbol of frames of single atoms; those without an energy, or a weight, are left out.
+
+    Raises
+    ------
+    ValueError
+        If two atoms of an element differ by more than 1 meV.
+    """
+    first: dict[str, Frame] = {}
+    for frame in frames:
+        if "energy" not in frame.weighted_labels:
+            continue
+        symbol = frame.atoms.get_chemical_symbols()[0]
+        other = first.setdefault(symbol, frame)
+        assert frame.energy is not None
+        assert other.energy is not None
+        if abs(frame.energy - other.energy) > _SAME_ATOM:
+            raise ValueError(
+                f"isolated atoms of {symbol} have different energies: {other.energy:.6g} eV in {other.source} and "
+                f"{frame.energy:.6g} eV in {frame.source}; leave in the one that belongs to the other frames, or set "
+                "reference_energies"
+            )
+    return {symbol: frame.energy for symbol, frame in first.items() if frame.energy is not None}
 
 
 def _reference_files(settings: DataSection) -> dict[str, Path]:

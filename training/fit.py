@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -70,7 +71,7 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
     checkpoint = folder / CHECKPOINT
     finished = False
     if resume:
-        before = _load(checkpoint)["run"]
+        before = _load_run(checkpoint)["run"]
         differing = [name for name, value in module.settings.identity.items() if before["identity"][name] != value]
         if differing:
             raise ValueError(
@@ -88,14 +89,16 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
             except SystemExit as error:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from error
     # several processes leave their results in the file only, so that it is the way for one as well
-    run = _load(checkpoint)["run"]
+    run = _load_run(checkpoint)["run"]
     module.model.load_state_dict(run["best"]["weights"])
     logger.info("%s: weights of epoch %d are the best on validation frames", recipe.name, run["best"]["epoch"])
     return FitResult(run["history"], run["seconds"])
 
 
-def check_logger(recipe: RunSection) -> None:
-    """Raise an ImportError if the package of the logger is not installed."""
+def check_machine(recipe: RunSection) -> None:
+    """Raise an ImportError if the package of the logger is not installed, a ValueError if there is no such device."""
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: cuda is not available, torch {torch.__version__} finds no GPU here; use auto or cpu")
     if recipe.logger is not None and not any(find_spec(name) for name in _PACKAGES[recipe.logger]):
         raise ImportError(f"logger: {recipe.logger} needs the package: pip install {_PACKAGES[recipe.logger][0]}")
 
@@ -136,6 +139,7 @@ def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:
             accelerator="cuda" if on_gpu else "cpu",  # others have no float64
             devices=recipe.processes,
             strategy=strategy,
+            plugins=[_PlainFiles()],
             use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
             max_epochs=epochs,
@@ -181,9 +185,34 @@ def _to_csv(history: list[dict[str, float]]) -> str:
     return text.getvalue()
 
 
-def _load(path: Path) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever it stumbles over
+        raise ValueError(
+            f"'{path}' is no checkpoint, or broken; start anew with --force or in another folder"
+        ) from error
+
+
+def _load_run(path: Path) -> dict[str, Any]:
+    checkpoint = _load(path)
+    if not isinstance(checkpoint, dict) or "run" not in checkpoint:
+        raise ValueError(f"'{path}' is a checkpoint of another program; start anew with --force or in another folder")
     return checkpoint
+
+
+class _PlainFiles(TorchCheckpointIO):
+    """Writes checkpoints where they belong; Lightning's own way is through the folder for temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()  # torch takes a full disk for a broken archive
+        torch.save(checkpoint, buffer)
+        Path(path).write_bytes(buffer.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> Any:
+        return _load(Path(path))  # also weights alone, as processes hand them to the one that started them
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from ase_segnn.files import written_whole
@@ -18,7 +18,9 @@ from ase_segnn.potential_file import Provenance
 
 from .fit import CHECKPOINT, CURVE
 from .recipe import RunSection
+from .yaml12 import dump_yaml
 
+_FOLDERS = {"folder", "cache"}  # keys of recipes that name one of this machine
 _RECORDED = ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")
 
 
@@ -104,21 +106,61 @@ class RunFiles:
         """Write the settled recipe: first what is learned, then how."""
         values = recipe.model_dump(mode="json")
         order = sorted(values, key=lambda key: key != "name" and key in RunSection.model_fields)
-        text = yaml.safe_dump({key: values[key] for key in order}, sort_keys=False)
+        text = dump_yaml({key: values[key] for key in order})
         with written_whole(self.recipe) as path:
             path.write_text(text, encoding="utf-8")
 
 
 def provenance_of(recipe: RunSection, checksums: dict[str, str]) -> Provenance:
-    """Say where a result comes from, before its errors are known."""
+    """Say where a result comes from, before its errors are known, without the places of files on this machine."""
+    values = recipe.model_dump(mode="json")
+    names = _names_of_places({*_texts(values), *checksums})
     return Provenance(
-        recipe=recipe.model_dump(mode="json"),
-        data=checksums,
+        recipe=_without_places(values, names),
+        data={names.get(file, file): checksum for file, checksum in checksums.items()},
         commit=current_commit(),
         seed=recipe.seed,
         versions={name: version(name) for name in _RECORDED},
         created=now(),
     )
+
+
+def without_places(sentences: Sequence[str], files: Iterable[str]) -> list[str]:
+    """Return sentences with the names of files as `provenance_of` gives them."""
+    names = _names_of_places(set(files))
+    changed = list(sentences)
+    for place in sorted(names, key=len, reverse=True):
+        changed = [sentence.replace(place, names[place]) for sentence in changed]
+    return changed
+
+
+def _texts(values: Any) -> Iterator[str]:
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            yield from _texts(value)
+    if isinstance(values, str):
+        yield values
+
+
+def _names_of_places(texts: set[str]) -> dict[str, str]:
+    """Map paths that lead through folders outside the data to their last parts, as few as tell them apart."""
+    parts = {text: Path(text).parts for text in texts if Path(text).is_absolute() or text.startswith(("~", "../"))}
+    names = {}
+    for text, own in parts.items():
+        others = [other for other in parts.values() if other != own]
+        n = next(n for n in range(1, len(own) + 1) if own[-n:] not in [other[-n:] for other in others])
+        names[text] = "/".join(own[-n:])
+    return names
+
+
+def _without_places(values: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(values, dict):
+        return {key: None if key in _FOLDERS else _without_places(value, names) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_without_places(value, names) for value in values]
+    return names.get(values, values) if isinstance(values, str) else values
 
 
 def now() -> str:

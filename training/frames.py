@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-LABELS = ("energy", "forces", "stress")
-_REFERENCE_KEYS = {"energy": ["REF_energy"], "forces": ["REF_forces"], "stress": ["REF_stress", "REF_virials"]}
-_PLAIN_KEYS = {"energy": ["energy"], "forces": ["forces"], "stress": ["stress", "virial", "virials"]}
+from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, Remark, choose_labels
+from ase_segnn.structures import selected
+
+from .sources import DataFile
+
+# What the options for names of labels are called in messages.
+LABEL_OPTIONS = {label: f"data.{label}_key" for label in LABELS}
 _GROUP_KEYS = ("config_type", "group")
-_WEIGHT_KEY = "config_weight"
 _ISOLATED = "IsolatedAtom"
-
-
-class LabelKeys(BaseModel):
-    """What labels are called in a file; each is looked for among a frame's calculator results, ``info`` and ``arrays``.
-
-    Without a key of its own a label is `REF_energy`, `REF_forces`, `REF_stress` or `REF_virials` if the frame has any
-    of these; otherwise the calculator's result, otherwise `energy`, `forces`, `stress` or `virial` itself. A name that
-    contains "virial" stands for minus the stress times the volume, in eV.
-
-    Parameters
-    ----------
-    energy : eV, of the whole structure
-    forces : (n_atoms, 3) eV/Å
-    stress : eV/Å³, positive in tension; (6,) in ASE's order xx, yy, zz, yz, xz, xy, or (3, 3) or (9,)
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    energy: str | None = None
-    forces: str | None = None
-    stress: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +53,11 @@ class Frame:
         return tuple(label for label in LABELS if getattr(self, label) is not None)
 
     @property
+    def weighted_labels(self) -> tuple[str, ...]:
+        """Names of the labels it has whose weight is not zero; the others are placeholders."""
+        return tuple(label for label in self.labels if self.weights.get(label, 1.0) > 0)
+
+    @property
     def is_isolated_atom(self) -> bool:
         """Whether it is one atom alone, whose energy is a reference energy."""
         return len(self.atoms) == 1 and (self.group == _ISOLATED or not self.atoms.pbc.any())
@@ -87,8 +72,14 @@ class Frame:
         return atoms
 
     @classmethod
-    def from_atoms(cls, atoms: Atoms, source: str, keys: LabelKeys | None = None) -> Frame:
+    def from_atoms(cls, atoms: Atoms, source: str, labels: LabelKeys | LabelChoice | None = None) -> Frame:
         """Take structure and labels of `atoms`, which are not changed.
+
+        Parameters
+        ----------
+        atoms : with labels as results of a calculator or by their names in ``info`` and ``arrays``
+        source : for messages
+        labels : as chosen for the data set of the frame; with keys or None, the frame is a data set of its own
 
         Raises
         ------
@@ -96,43 +87,31 @@ class Frame:
             If the structure is empty or not finite, or a label is not finite or has a wrong shape; the error names
             source and label.
         """
-        if len(atoms) == 0:
-            raise ValueError(f"{source} has no atoms")
-        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-            raise ValueError(f"{source} has positions or a cell that are not finite")
-        found = _find_labels(atoms, keys or LabelKeys())
-        volume = abs(np.linalg.det(atoms.cell.array))
-        has_volume = bool(atoms.pbc.all()) and volume > 0
-        stress = None
-        if "stress" in found and has_volume:  # elsewhere stress has no meaning, though some programs write zeros
-            name, value = found["stress"]
-            stress = _stress(name, value, volume, source)
-        forces = None if "forces" not in found else _array(*found["forces"], (len(atoms), 3), source)
+        choice = labels if isinstance(labels, LabelChoice) else choose_labels([(source, atoms)], labels, required=False)
+        found = choice.labels(atoms)
         return cls(
             atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc),
             source=source,
-            energy=None if "energy" not in found else float(_array(*found["energy"], (), source)),
-            forces=forces,
-            stress=stress,
+            energy=found.energy,
+            forces=found.forces,
+            stress=found.stress,
             group=next((str(atoms.info[key]) for key in _GROUP_KEYS if key in atoms.info), ""),
-            weights=_weights(atoms.info, source),
+            weights=found.weights,
         )
 
 
-def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = None) -> Iterator[Frame]:
-    """Read the frames of a file in any format that ASE reads, one after another.
+def read_atoms(path: Path, name: str | None = None) -> Iterator[tuple[str, Atoms]]:
+    """Read the structures of a file in any format that ASE reads, one after another, each with its source.
 
     Parameters
     ----------
     path : of the file
-    keys : names of its labels
     name : of the file for messages and sources; by default its last part
 
     Raises
     ------
     ValueError
-        If ASE cannot read the file, or it holds no frame, or `Frame.from_atoms` refuses a frame; the error names file
-        and frame.
+        If ASE cannot read the file, or it holds no frame; the error names file and frame.
     """
     n_frames = 0
     reader = ase.io.iread(path, ":", do_not_split_by_at_sign=True)
@@ -142,67 +121,90 @@ def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = No
         except StopIteration:
             break
         except Exception as error:  # ASE's readers raise whatever they stumble over
-            raise ValueError(f"ASE cannot read frame {n_frames} of '{path}': {error}") from error
-        yield Frame.from_atoms(atoms, f"{name or path.name}@{n_frames}", keys)
+            advice = f"; the {n_frames} before it can be read, end the file there or write it anew" if n_frames else ""
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"ASE cannot read frame {n_frames} of '{path}': {reason}{advice}") from error
+        yield f"{name or path.name}@{n_frames}", atoms
         n_frames += 1
     if n_frames == 0:
         raise ValueError(f"'{path}' holds no frames")
 
 
-def _find_labels(atoms: Atoms, keys: LabelKeys) -> dict[str, tuple[str, Any]]:
-    """Label -> name under which it was found, and value."""
-    results = atoms.calc.results if atoms.calc is not None else {}
-    named: dict[str, Any] = {**atoms.arrays, **atoms.info}
-    has_reference = any(key in named for names in _REFERENCE_KEYS.values() for key in names)
-    found = {}
-    for label in LABELS:
-        key = getattr(keys, label)
-        if key is not None:
-            candidates = {**named, **results}
-            names = [key]
-        elif has_reference:
-            candidates, names = named, _REFERENCE_KEYS[label]
-        else:
-            candidates, names = {**named, **results}, _PLAIN_KEYS[label]
-        for name in names:
-            if candidates.get(name) is not None:
-                found[label] = (name, candidates[name])
-                break
-    return found
+def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = None) -> Iterator[Frame]:
+    """Read the frames of a file, which is one data set, one after another.
+
+    Parameters
+    ----------
+    path : of the file, which is read twice: to see what labels there are, and to take them
+    keys : names of its labels; a key that no frame has is not minded
+    name : of the file for messages and sources; by default its last part
+
+    Raises
+    ------
+    ValueError
+        As `read_atoms` and `ase_segnn.labels.choose_labels`.
+    """
+    files = FrameFiles({name or path.name: DataFile(path, "")})
+    yield from files.frames(files.choose_labels(keys, required=False))
 
 
-def _array(name: str, value: Any, shape: tuple[int, ...], source: str) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"'{name}' of {source} is no number or array of numbers") from error
-    if array.shape != shape and not (shape == () and array.size == 1):
-        raise ValueError(f"'{name}' of {source} has the shape {array.shape}, expected {shape or 'one number'}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"'{name}' of {source} is not finite")
-    copy: NDArray[np.float64] = array.reshape(shape).copy()
-    return copy
+class FrameFiles:
+    """Files that are one data set, which may be read several times.
 
+    Parameters
+    ----------
+    files : name -> file
+    may_fail : names of files, such as those of a pattern, that are left out if ASE cannot read their first frame
 
-def _stress(name: str, value: Any, volume: float, source: str) -> NDArray[np.float64]:
-    size = np.size(value)
-    if size == 6:
-        tensor = np.asarray(voigt_6_to_full_3x3_stress(_array(name, np.ravel(value), (6,), source)), dtype=np.float64)
-    elif size == 9:
-        tensor = _array(name, np.reshape(value, (3, 3)), (3, 3), source)
-    else:
-        raise ValueError(f"'{name}' of {source} has {size} values, expected 6 in ASE's order or a 3x3 tensor")
-    symmetric: NDArray[np.float64] = (tensor + tensor.T) / 2
-    return -symmetric / volume if "virial" in name.lower() else symmetric
+    Attributes
+    ----------
+    left_out : name -> why, once the files were read
+    """
 
+    def __init__(self, files: Mapping[str, DataFile], may_fail: Collection[str] = ()) -> None:
+        self._files, self._may_fail = files, may_fail
+        self.left_out: dict[str, str] = {}
 
-def _weights(info: Mapping[str, Any], source: str) -> dict[str, float]:
-    weights = {}
-    for label in LABELS:
-        weight = 1.0
-        for name in (_WEIGHT_KEY, f"config_{label}_weight"):
-            weight *= float(_array(name, info.get(name, 1.0), (), source))
-        if weight < 0:
-            raise ValueError(f"{source} has a negative weight of its {label}: {weight}")
-        weights[label] = weight
-    return weights
+    def __iter__(self) -> Iterator[tuple[str, Atoms]]:
+        """Yield sources and structures of all files.
+
+        Raises
+        ------
+        ValueError
+            As `read_atoms`; or if none of the files can be read.
+        """
+        for name, (path, selection) in self._files.items():
+            if name in self.left_out:
+                continue
+            reader = selected(read_atoms(path, name.removesuffix(f"@{selection}")), selection, path)
+            try:
+                first = next(reader)
+            except ValueError as error:
+                if name not in self._may_fail:
+                    raise
+                self.left_out[name] = str(error)
+                continue
+            yield first
+            yield from reader
+        if self.left_out and len(self.left_out) == len(self._files):
+            raise ValueError(f"none of {len(self._files)} files can be read; {next(iter(self.left_out.values()))}")
+
+    def choose_labels(self, keys: LabelKeys | None = None, *, required: bool = True) -> LabelChoice:
+        """Decide where the labels are, as `ase_segnn.labels.choose_labels`; files left out are remarked on."""
+        choice = choose_labels(self, keys, required=required, options=LABEL_OPTIONS)
+        if not self.left_out:
+            return choice
+        names = list(self.left_out)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        text = (
+            f"{len(names)} of {len(self._files)} files of a pattern cannot be read: {', '.join(names[:3])}{more}; "
+            f"{self.left_out[names[0]]}"
+        )
+        remark = Remark(severity="warning", title="files left out", text=text)
+        report = choice.report.model_copy(update={"remarks": (remark, *choice.report.remarks)})
+        return LabelChoice(choice.places, report)
+
+    def frames(self, choice: LabelChoice) -> Iterator[Frame]:
+        """Read the frames with the labels that were chosen."""
+        for source, atoms in self:
+            yield Frame.from_atoms(atoms, source, choice)

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from ase_segnn.engines.build import NoCompilerError
 from ase_segnn.engines.message_kernels import message_kernels, why_no_kernels
+from ase_segnn.labels import LABELS
 from ase_segnn.model.potential import Potential
 
 from .batches import BatchLimits, LabeledGraph, divide, padded_batch
 from .data import Subset
-from .frames import LABELS
 from .module import Measure, TrainingModule, fit_settings
 from .recipe import Recipe
 from .step import CompiledStep, PotentialLoss

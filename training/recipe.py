@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from ase_segnn.configuration import Configuration, checked
+from ase_segnn.labels import LABELS, LabelKeys
 from ase_segnn.model.config import NetworkConfig
 
-from .frames import LABELS, LabelKeys
+from .yaml12 import load_yaml
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -20,7 +21,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # 1.0 is no count
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-_Kind = TypeVar("_Kind", bound=BaseModel)
+_Kind = TypeVar("_Kind", bound=Configuration)
 _UNITS_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -50,10 +51,8 @@ Duration = Annotated[PositiveFloat, BeforeValidator(parse_duration)]
 Files = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-class Section(BaseModel):
-    """Keys that belong together; unknown ones are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Section(Configuration):
+    """Keys of a recipe that belong together."""
 
 
 class DataSection(Section):
@@ -66,7 +65,7 @@ class DataSection(Section):
         random; or files
     test : name -> files, evaluated once at the end
     held_out : how many frames, or which fraction, to take out of `train` at random as one more test, "held out"
-    energy_key, forces_key, stress_key : names of the labels in the files, see `ase_segnn.training.frames.LabelKeys`
+    energy_key, forces_key, stress_key : names of the labels in the files, see `ase_segnn.labels.LabelKeys`
     group_weights : group of frames -> factor of their squared errors, besides the frames' own weights
     reference_energies : eV per element; or a file with one frame per isolated atom; or "least-squares" from the
         training frames; or "auto" for the isolated atoms among the training frames if there are any, else least squares
@@ -75,14 +74,20 @@ class DataSection(Section):
     """
 
     train: Files
-    validation: Count | Fraction | Files = 0.1
+    validation: Count | Fraction | Files = Field(
+        0.1, description="a number of frames, a fraction greater than 0 and less than 1, or files"
+    )
     test: dict[str, Files] = {}
-    held_out: Count | Fraction | None = None
+    held_out: Count | Fraction | None = Field(
+        None, description="a number of frames, or a fraction greater than 0 and less than 1"
+    )
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
     group_weights: dict[str, NonNegativeFloat] = {}
-    reference_energies: dict[str, float] | str = "auto"
+    reference_energies: dict[str, float] | str = Field(
+        "auto", description="eV per element, a file of isolated atoms, 'least-squares' or 'auto'"
+    )
     folder: Path | None = None
     cache: Path | None = None
 
@@ -216,10 +221,10 @@ class RunSection(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     optimization: FitSection = FitSection()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: PositiveInt = 1
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = Field("auto", description="true, false or auto")
     validate_every: PositiveInt = 5
     logger: Literal["tensorboard", "wandb"] | None = None
 
@@ -285,9 +290,9 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe '{path}' is not YAML: {error}") from error
+        raise ValueError(f"recipe '{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         known = ", ".join(Recipe.model_fields)
         raise ValueError(f"recipe '{path}' must be a YAML mapping with the keys {known}")  # noqa: TRY004  # of a file
@@ -306,7 +311,7 @@ def key_and_value(change: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, such as optimization.epochs=500, got '{change}'")
     try:
-        return key, yaml.safe_load(value)
+        return key, load_yaml(value)
     except yaml.YAMLError:
         return key, value  # such as *.xyz
 
@@ -335,24 +340,4 @@ def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
     ValueError
         As `load_recipe`.
     """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        lines = dict.fromkeys(_explain(problem, kind) for problem in error.errors())
-        raise ValueError(f"{source}:\n  " + "\n  ".join(lines)) from error
-
-
-def _explain(problem: Any, kind: type[BaseModel]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] != "extra_forbidden":
-        return f"{'.'.join(location)}: {message}" if location else message
-    section = kind
-    for part in location[:-1]:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    known = list(section.model_fields)
-    close = get_close_matches(location[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
-    return f"{'.'.join(location)}: unknown key; {hint}"
+    return checked(kind, raw, source)

@@ -13,6 +13,7 @@ import torch
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.files import written_whole
+from ase_segnn.labels import LABELS
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
@@ -22,9 +23,8 @@ from .audit import Auditor, one_line
 from .base import Base
 from .card import write_card
 from .data import TrainingData, least_squares_energies
-from .fit import CHECKPOINT, FitResult, check_logger, fit, with_epochs, worth_compiling
-from .folder import RunFiles, now, provenance_of
-from .frames import LABELS
+from .fit import CHECKPOINT, FitResult, check_machine, fit, with_epochs, worth_compiling
+from .folder import RunFiles, now, provenance_of, without_places
 from .potential_module import PotentialModule
 from .recipe import Recipe
 from .report import Verdict, examine, write_report
@@ -117,10 +117,8 @@ def run_on(
         if overwrite and not resume:
             files.forget()
         provenance = provenance_of(recipe, data.checksums)  # of the code as it is now
-        findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
-        files.write_recipe(recipe)
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
-        potential, results = _members(recipe, data, base, files, resume=resume)
+        potential, results, findings = fit_on(data, recipe, files, base, resume=resume)
         provenance = provenance.model_copy(update={"created": now()})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)  # whatever comes later
         calculator = SEGNNCalculator(potential)
@@ -131,7 +129,17 @@ def run_on(
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         notes = findings if base is None else [*findings, *base.compared(old, errors)]
         minutes = sum(result.seconds for result in results) / 60
-        write_card(files.card, recipe, potential, provenance, minutes=minutes, notes=notes)
+        public = Recipe.model_validate(provenance.recipe)  # the card is for others, as the potential is
+        report = data.training.store.labels
+        write_card(
+            files.card,
+            public,
+            potential,
+            provenance,
+            minutes=minutes,
+            labels="" if report is None else report.line(),
+            notes=without_places(notes, data.checksums),
+        )
         verdicts = write_report(
             files.report,
             calculator,
@@ -144,6 +152,21 @@ def run_on(
         return TrainingResult(potential, files.potential, files.card, files.report, files.audit, errors, verdicts)
 
 
+def fit_on(
+    data: TrainingData, recipe: Recipe, files: RunFiles, base: Base | None, *, resume: bool = False
+) -> tuple[Potential | Committee, list[FitResult], list[str]]:
+    """Audit the data and fit by a settled recipe, without a look at what came out.
+
+    Returns
+    -------
+    the potential, how each fit went, and the warnings of the audit
+    """
+    findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
+    files.write_recipe(recipe)
+    potential, results = _members(recipe, data, base, files, resume=resume)
+    return potential, results, findings
+
+
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     """Return the recipe with what it left open decided: batches, weights of energy and stress, compilation.
 
@@ -154,7 +177,7 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     ImportError
         If the package of the logger is not installed.
     """
-    check_logger(recipe)
+    check_machine(recipe)
     training, optimization = data.training, recipe.optimization
     changes: dict[str, Any] = {}
     n_labels = training.n_labels()
@@ -199,6 +222,8 @@ def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: 
     weights = {label: getattr(recipe.optimization, f"{label}_weight") for label in LABELS}
     auditor = Auditor(weights, data.training.store.cutoff, known_elements)
     for name, subset in {"training": data.training, **data.sets}.items():
+        if subset.store.labels is not None and (name == "training" or subset.store is not data.training.store):
+            auditor.add_labels(subset.store.labels, name)
         for frame in subset.frames():
             auditor.add(frame, name)
     audit = auditor.finish(data.reference_energies, data.origin_of_references)

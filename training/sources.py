@@ -6,10 +6,12 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pooch
 
 from ase_segnn.caches import Cache
+from ase_segnn.structures import split_source, to_slice
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ def locate(name: str, folder: Path | None = None) -> Path:
         if path.is_file():
             _check(name, path)
             return path
+        if path.is_dir():
+            raise IsADirectoryError(f"'{path}' is a folder; give files of frames, such as '{name}/*.xyz'")
     looked = _named(places)
     if name not in PUBLIC_FILES:
         raise FileNotFoundError(f"no data file '{name}' in {looked}; give its folder as 'folder' in the recipe's data")
@@ -82,28 +86,48 @@ def locate(name: str, folder: Path | None = None) -> Path:
     return Path(fetched)
 
 
-def locate_all(names: Sequence[str], folder: Path | None = None) -> dict[str, Path]:
+class DataFile(NamedTuple):
+    """A file of frames, and which of them are meant: all for an empty `selection`.
+
+    See `ase_segnn.structures.split_source`.
+    """
+
+    path: Path
+    selection: str
+
+
+def locate_all(names: Sequence[str], folder: Path | None = None) -> dict[str, DataFile]:
     """Find several files; a name with ``*``, ``?`` or ``[`` stands for all that fit in the first place that has any.
+
+    A name may end in a selection of frames, such as ``frames.xyz@:100``.
 
     Returns
     -------
-    name -> path, in the order given and then by name
+    name with selection -> file, in the order given and then by name
 
     Raises
     ------
     FileNotFoundError
         As `locate`, or if nothing fits.
     """
-    found: dict[str, Path] = {}
-    for name in names:
-        if not any(letter in name for letter in "*?[") or any((place / name).is_file() for place in _places(folder)):
-            found[name] = locate(name, folder)
+    found: dict[str, DataFile] = {}
+
+    def exists(text: str) -> bool:
+        return any((place / text).exists() for place in _places(folder))
+
+    for given in names:
+        name, selection = split_source(given, exists)
+        to_slice(selection)  # an error if it is none
+        end = f"@{selection}" if selection else ""
+        if not any(letter in name for letter in "*?[") or exists(name):
+            found[given] = DataFile(locate(name, folder), selection)
             continue
         absolute = Path(name).anchor
         places = [Path(absolute)] if absolute else _places(folder)
         for place in places:
             matches = sorted(path for path in place.glob(name.removeprefix(absolute)) if path.is_file())
-            found |= {str(path if absolute else path.relative_to(place)): path for path in matches}
+            for path in matches:
+                found[f"{path if absolute else path.relative_to(place)}{end}"] = DataFile(path, selection)
             if matches:
                 break
         else:

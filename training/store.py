@@ -16,7 +16,7 @@ import math
 import os
 import weakref
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -30,14 +30,17 @@ from numpy.typing import NDArray
 
 from ase_segnn.files import written_whole
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.labels import LABELS, LabelKeys, LabelReport
+from ase_segnn.labels.names import fingerprint
 from ase_segnn.neighbors import neighbor_list
 
 from .batches import LabeledGraph
-from .frames import LABELS, Frame, LabelKeys, read_frames
+from .frames import Frame, FrameFiles
+from .sources import DataFile
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2  # of the file; part of its name
+_FORMAT = 3  # of the file; part of its name
 _Columns: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
 _MARK = b"ase-segnn frames"  # at the end of the file
 # Per frame, per atom and per edge: name -> shape of a row and type. Those with long types come first, which aligns all.
@@ -53,6 +56,7 @@ _OF_FRAMES: _Columns = {
 _OF_ATOMS: _Columns = {"positions": ((3,), "<f8"), "forces": ((3,), "<f8")}
 _OF_EDGES: _Columns = {"centers": ((), "<i4"), "neighbors": ((), "<i4"), "cell_shifts": ((3,), "<i4")}
 _TEXTS = ("source", "group")
+_REPORT = "labels"
 
 
 class FrameStore:
@@ -63,6 +67,10 @@ class FrameStore:
     Parameters
     ----------
     path : of the file
+
+    Attributes
+    ----------
+    labels : what was taken as labels of these frames, and what was not; None if nothing was said of that
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,15 +82,24 @@ class FrameStore:
         self._numbers: NDArray[np.uint8] = table.pop("numbers")
         self._texts: dict[str, list[str]] = {name: table.pop(name).tolist() for name in _TEXTS}
         self._table = table
+        report = str(table.pop(_REPORT))
+        self.labels = LabelReport.model_validate_json(report) if report else None
         self._first_atom = np.concatenate([[0], table["n_atoms"].cumsum()])
         n_bytes = _row_bytes(_OF_ATOMS) * table["n_atoms"] + _row_bytes(_OF_EDGES) * table["n_edges"]
         self._first_byte = np.concatenate([[0], n_bytes.cumsum()])
 
     @classmethod
-    def build(cls, path: Path, frames: Iterable[Frame], cutoff: float) -> FrameStore:
+    def build(cls, path: Path, frames: Iterable[Frame], cutoff: float, labels: LabelReport | None = None) -> FrameStore:
         """Write frames, which may come one at a time, and the graphs of their pairs within `cutoff` (Å).
 
         The file appears at `path` once it is whole.
+
+        Parameters
+        ----------
+        path : of the file
+        frames : with their labels
+        cutoff : Å
+        labels : what was said when these labels were chosen
 
         Raises
         ------
@@ -93,43 +110,70 @@ class FrameStore:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary, temporary.open("wb") as file:
-            _write(file, frames, cutoff)
+            _write(file, frames, cutoff, labels)
         return cls(path)
 
     @classmethod
     def of_files(
-        cls, files: Mapping[str, Path], checksums: Mapping[str, str], keys: LabelKeys, cutoff: float, folder: Path
+        cls,
+        files: Mapping[str, DataFile],
+        checksums: Mapping[str, str],
+        keys: LabelKeys,
+        cutoff: float,
+        folder: Path,
+        *,
+        required: bool = True,
+        may_fail: Collection[str] = (),
     ) -> FrameStore:
         """Return the store of some files, by name, from a folder; it is built there if it is not yet, or is broken.
 
-        The file of the store is named after the contents and names of the files, the names of labels and the cutoff.
+        The file of the store is named after all that decides what is in it: contents and names of the files, names of
+        labels, those that are given and the table of the others, and the cutoff.
+
+        Parameters
+        ----------
+        files, checksums : name -> path and SHA-256
+        keys, required : names of labels, and whether some frame must have those that are given
+        cutoff : Å
+        folder : of the store
+        may_fail : names of files that are left out if they cannot be read
 
         Raises
         ------
         OSError
             If the file of the store cannot be written; the error says which, and what to set.
         ValueError
-            If a file cannot be read or a frame is not as it should be; see `read_frames`.
+            If a file cannot be read or a frame is not as it should be; see `ase_segnn.labels.choose_labels`.
         """
-        key = json.dumps([_FORMAT, [(name, checksums[name]) for name in files], keys.model_dump(), cutoff])
+        contents = [(name, checksums[name], name in may_fail) for name in files]
+        key = json.dumps([_FORMAT, fingerprint(), contents, keys.model_dump(), cutoff])
         path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.frames"
         try:
-            return cls(path)
+            store = cls(path)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
             logger.warning("the graphs of the frames are made anew: %s", error)
-        frames = (frame for name in files for frame in read_frames(files[name], keys, name))
+        else:
+            if not required or store.has_labels_of(keys):
+                return store
+        data_set = FrameFiles(files, may_fail)
+        choice = data_set.choose_labels(keys, required=required)
         try:
-            return cls.build(path, frames, cutoff)
+            return cls.build(path, data_set.frames(choice), cutoff, choice.report)
         except OSError as error:
             if error.filename != str(path) and not _is_above(error.filename, path):
                 raise
             raise OSError(
                 error.errno,
-                f"{error.strerror}; this is for graphs of frames, set data.cache to a folder where they have room",
+                f"{error.strerror}; this is for graphs of frames, set data.cache to another folder",
                 error.filename,
             ) from error
+
+    def has_labels_of(self, keys: LabelKeys) -> bool:
+        """Whether some frame has each of the labels that are given by name."""
+        given = [label for label, key in keys.model_dump().items() if key is not None]
+        return self.labels is not None and all(label in self.labels.sources for label in given)
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -187,10 +231,12 @@ class FrameStore:
         table = {name: column[index] for name, column in self._table.items()}
         rows = self._rows(index, {**_OF_ATOMS, **_OF_EDGES})
         n_atoms = int(table["n_atoms"])
+        # vectors along which nothing repeats do not matter; edges stay, and every structure gets a volume
+        cell = complete_cell(np.where(table["pbc"][:, None], table["cell"], 0.0))
         graph = AtomicGraph(
             positions=torch.from_numpy(rows["positions"]),
             atomic_numbers=torch.from_numpy(self.numbers(index).astype(np.int64)),
-            cell=torch.from_numpy(complete_cell(table["cell"]))[None],  # edges stay; every structure gets a volume
+            cell=torch.from_numpy(cell)[None],
             pbc=torch.from_numpy(table["pbc"].copy())[None],
             centers=torch.from_numpy(rows["centers"].astype(np.int64)),
             neighbors=torch.from_numpy(rows["neighbors"].astype(np.int64)),
@@ -250,7 +296,7 @@ def _read_at(file: FileIO, first: int, n_bytes: int) -> bytearray:
     return content
 
 
-def _write(file: BinaryIO, frames: Iterable[Frame], cutoff: float) -> None:
+def _write(file: BinaryIO, frames: Iterable[Frame], cutoff: float, labels: LabelReport | None) -> None:
     """Write rows of atoms and edges of each frame as the frame comes, and everything else at the end."""
     table: dict[str, list[Any]] = {name: [] for name in (*_OF_FRAMES, *_TEXTS, "numbers")}
     for frame in frames:
@@ -284,6 +330,7 @@ def _write(file: BinaryIO, frames: Iterable[Frame], cutoff: float) -> None:
     arrays = {name: np.array(table[name], dtype).reshape(-1, *shape) for name, (shape, dtype) in _OF_FRAMES.items()}
     arrays |= {name: np.array(table[name], dtype=np.str_) for name in _TEXTS}
     arrays |= {"numbers": np.concatenate([np.empty(0, np.uint8), *table["numbers"]]), "cutoff": np.array(cutoff)}
+    arrays[_REPORT] = np.array("" if labels is None else labels.model_dump_json())
     archive = io.BytesIO()
     np.savez(archive, **arrays)  # type: ignore[arg-type]  # its stub takes the names for its own argument
     file.write(archive.getbuffer())
@@ -307,7 +354,7 @@ def _read_table(file: BinaryIO, path: Path) -> dict[str, NDArray[Any]]:
     file.seek(end - size)
     try:
         with np.load(io.BytesIO(file.read(size)), allow_pickle=False) as archive:
-            return {name: archive[name] for name in (*_OF_FRAMES, *_TEXTS, "numbers", "cutoff")}
+            return {name: archive[name] for name in (*_OF_FRAMES, *_TEXTS, "numbers", "cutoff", _REPORT)}
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"'{path}' holds no frames of ase-segnn: {error}") from error
 

@@ -52,15 +52,19 @@ def check_outputs(paths: Iterable[Path], *, force: bool) -> None:
 
     Raises
     ------
-    FileExistsError, FileNotFoundError
+    FileExistsError, FileNotFoundError, IsADirectoryError
     """
     for path in paths:
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder '{path.parent}' for '{path.name}'; create it first")
+        if path.is_dir():
+            raise IsADirectoryError(f"'{path}' is a folder; give the name of a file in it")
         if path.exists() and not force:
             raise FileExistsError(f"'{path}' exists already; choose another output, or replace it with --force")
 
 
 def name_of(source: str) -> str:
     """Return the name of a structure for its outputs: the file's, without folder, suffix and selection."""
-    return Path(source.partition("@")[0]).stem
+    from ase_segnn.structures import split_source
+
+    return Path(split_source(source)[0]).stem

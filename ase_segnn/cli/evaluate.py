@@ -33,38 +33,66 @@ _ROWS = {
 }
 
 
+_OPTIONS = {label: f"--{label}-key" for label in ("energy", "forces", "stress")}
+
+
+def _key_help(label: str, unit: str) -> str:
+    return f"Name of the {label}, {unit}, if it is another, or to choose one of several."
+
+
 @app.command()
 def evaluate(
     potential: PotentialArgument,
     frames: Annotated[list[str], typer.Argument(help="Files with labeled frames, anything ASE reads.")],
-    plot: Annotated[Path, typer.Option(help="PNG file of the parity plot.")] = Path("parity.png"),
+    energy_key: Annotated[str | None, typer.Option(help=_key_help("energy", "eV"))] = None,
+    forces_key: Annotated[str | None, typer.Option(help=_key_help("forces", "eV/Å"))] = None,
+    stress_key: Annotated[str | None, typer.Option(help=_key_help("stress", "eV/Å³, or of the virial, eV"))] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for a parity plot; without it none is drawn.")] = None,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.float32,
     force: ForceOption = False,
 ) -> None:
-    """Compare a potential with the labels in FRAMES: table of errors and parity plot."""
+    """Compare a potential with the labels in FRAMES: table of errors, and where the labels are from."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from ase_segnn.evaluation import evaluate as evaluate_frames
-    from ase_segnn.plots import parity_plot, save_figure
-    from ase_segnn.structures import read_structures
+    from ase_segnn.evaluation import evaluate_chosen
+    from ase_segnn.labels import LabelKeys, choose_labels
+    from ase_segnn.structures import read_named
 
-    check_outputs([plot], force=force)
-    structures = {source: read_structures(source) for source in frames}
+    check_outputs([plot] if plot is not None else [], force=force)
+    keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)
+    structures = {source: read_named(source) for source in frames}
+    choices = {}
+    for source, named in structures.items():
+        try:
+            choices[source] = choose_labels(named, keys, options=_OPTIONS)
+            choices[source].report.check()
+        except ValueError as error:  # noqa: PERF203  # of few files
+            raise ValueError(f"'{source}': {error}") from error
     calculator = make_calculator(potential, device, dtype)
     evaluations = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for source, atoms in structures.items():
-            task = progress.add_task(source, total=len(atoms))
-            try:
-                evaluations[source] = evaluate_frames(calculator, atoms, on_frame=partial(progress.advance, task))
-            except ValueError as error:
-                raise ValueError(f"'{source}': {error}") from error
+        for source, named in structures.items():
+            task = progress.add_task(source, total=len(named))
+            advance = partial(progress.advance, task)
+            evaluations[source] = evaluate_chosen(calculator, named, choices[source], on_frame=advance)
     for source, evaluation in evaluations.items():
         Console().print(_table(source, evaluation))
-    by_name = {Path(source).name: evaluation for source, evaluation in evaluations.items()}
-    figure = parity_plot(by_name, f"{potential} against labels")
+        report = choices[source].report
+        typer.echo(f"labels: {report.line()}")
+        for remark in report.remarks:
+            typer.echo(f"{remark.severity}: {remark}")
+    if plot is not None:
+        _draw(plot, evaluations, f"{potential} against labels")
+
+
+def _draw(plot: Path, evaluations: dict[str, Evaluation], title: str) -> None:
+    from ase_segnn.plots import parity_plot, save_figure
+
+    stems = [Path(source).name for source in evaluations]
+    names = [stem if stems.count(stem) == 1 else source for stem, source in zip(stems, evaluations, strict=True)]
+    figure = parity_plot(dict(zip(names, evaluations.values(), strict=True)), title)
     with written_whole(plot) as path:
         save_figure(figure, path)
     typer.echo(f"parity plot: {plot}")

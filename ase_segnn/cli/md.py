@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import time
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import typer
 
 from ase_segnn.cli._app import app
+from ase_segnn.cli._ensembles import Ensemble, Motion
 from ase_segnn.cli._options import (
     CompileOption,
     DeviceOption,
@@ -24,18 +24,10 @@ from ase_segnn.cli._options import (
     make_calculator,
     name_of,
 )
-from ase_segnn.files import written_whole
+from ase_segnn.files import writing, written_whole
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-
-class Ensemble(str, Enum):
-    """What is held constant."""
-
-    nve = "nve"
-    langevin = "langevin"
-    npt = "npt"
 
 
 @app.command()
@@ -45,11 +37,13 @@ def md(
     ensemble: Annotated[
         Ensemble, typer.Option(help="Energy; temperature (Langevin); temperature and pressure.")
     ] = Ensemble.langevin,
-    temperature: Annotated[float, typer.Option(min=0, help="K; of the start and of the thermostat.")] = 300.0,
-    timestep: Annotated[float, typer.Option(min=1e-6, help="fs.")] = 0.5,
+    temperature: Annotated[float, typer.Option(min=0, max=1e6, help="K; of the start and of the thermostat.")] = 300.0,
+    timestep: Annotated[float, typer.Option(min=1e-6, max=1e4, help="fs.")] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1000,
-    friction: Annotated[float, typer.Option(min=0, help="1/fs, of the Langevin thermostat.")] = 0.01,
-    pressure: Annotated[float, typer.Option("--pressure-gpa", help="GPa, of the NPT ensemble.")] = 0.0,
+    friction: Annotated[float, typer.Option(min=0, max=1e3, help="1/fs, of the Langevin thermostat.")] = 0.01,
+    pressure: Annotated[
+        float, typer.Option("--pressure-gpa", min=-1e6, max=1e6, help="GPa, of the NPT ensemble.")
+    ] = 0.0,
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start from the momenta in STRUCTURE instead of random ones.")
     ] = False,
@@ -68,71 +62,26 @@ def md(
     force: ForceOption = False,
 ) -> None:
     """Run molecular dynamics of STRUCTURE: trajectory, log, and a plot of temperature and energies."""
+    from ase_segnn.checks import check_numbers
     from ase_segnn.structures import read_structure
 
-    prefix = output or f"{name_of(structure)}-{ensemble.value}"
+    prefix = f"{name_of(structure)}-{ensemble.value}" if output is None else output
+    if not prefix or prefix.endswith("/"):
+        raise ValueError(f"--output is the beginning of names of files, such as runs/first, got '{prefix}'")
     run = _Run(prefix, interval, steps, timestep)
     check_outputs([run.trajectory, run.log, run.plot], force=force)
     atoms = read_structure(structure)
-    if ensemble is Ensemble.npt and not atoms.pbc.all():
-        raise ValueError(f"NPT needs a structure that is periodic along all three vectors, pbc={atoms.pbc.tolist()}")
-    atoms.calc = make_calculator(potential, device, dtype, compile_it=compile_it, max_deviation=max_deviation)
+    check_numbers(atoms)
+    motion = Motion(atoms, structure, ensemble, temperature)
     rng = np.random.default_rng(seed)
     if keep_velocities:
-        if not atoms.has("momenta"):
-            raise ValueError(f"'{structure}' has no momenta to keep; leave out --keep-velocities")
+        motion.keep_velocities()
     else:
-        _draw_velocities(atoms, temperature, rng)
-    dynamics = _dynamics(atoms, ensemble, timestep, temperature, friction, pressure, rng)
-    columns = run.perform(atoms, dynamics, with_pressure=ensemble is Ensemble.npt)
+        motion.draw_velocities(rng)
+    atoms.calc = make_calculator(potential, device, dtype, compile_it=compile_it, max_deviation=max_deviation)
+    columns = run.perform(motion, motion.dynamics(timestep, friction, pressure, rng))
     title = f"{name_of(structure)}, {potential}, {ensemble.value}"
-    _finish(run, columns, title, len(atoms), drift=ensemble is Ensemble.nve)
-
-
-def _draw_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
-    """Draw momenta from the Maxwell-Boltzmann distribution, at rest as a whole; molecules do not rotate either."""
-    from ase import units
-    from ase.md.velocitydistribution import Stationary, ZeroRotation
-
-    spread = np.sqrt(atoms.get_masses() * units.kB * temperature)  # of each component of the momentum
-    atoms.set_momenta(spread[:, None] * rng.standard_normal((len(atoms), 3)))
-    Stationary(atoms, preserve_temperature=False)
-    if not atoms.pbc.any() and len(atoms) > 2:
-        ZeroRotation(atoms, preserve_temperature=False)
-    drawn = atoms.get_temperature()
-    if drawn > 0:
-        atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / drawn))
-
-
-def _dynamics(
-    atoms: Atoms,
-    ensemble: Ensemble,
-    timestep: float,
-    temperature: float,
-    friction: float,
-    pressure: float,
-    rng: np.random.Generator,
-) -> Any:
-    from ase import units
-    from ase.constraints import FixCom
-    from ase.md.langevin import Langevin
-    from ase.md.nose_hoover_chain import IsotropicMTKNPT
-    from ase.md.verlet import VelocityVerlet
-
-    step = timestep * units.fs
-    if ensemble is Ensemble.nve:
-        return VelocityVerlet(atoms, step)
-    if ensemble is Ensemble.langevin:
-        atoms.set_constraint([*atoms.constraints, FixCom()])
-        return Langevin(atoms, step, temperature_K=temperature, friction=friction / units.fs, fixcm=False, rng=rng)
-    return IsotropicMTKNPT(
-        atoms,
-        step,
-        temperature_K=temperature,
-        pressure_au=pressure * units.GPa,
-        tdamp=100 * step,
-        pdamp=1000 * step,
-    )
+    _finish(run, columns, title, motion)
 
 
 class _Run:
@@ -141,9 +90,9 @@ class _Run:
     def __init__(self, prefix: str, interval: int, steps: int, timestep: float) -> None:
         self.trajectory, self.log, self.plot = (Path(f"{prefix}.{suffix}") for suffix in ("traj", "csv", "png"))
         self.interval, self.steps, self.timestep = interval, steps, timestep
-        self.seconds = 0.0
+        self.n_steps, self.seconds = 0, 0.0
 
-    def perform(self, atoms: Atoms, dynamics: Any, *, with_pressure: bool) -> dict[str, list[float]]:
+    def perform(self, motion: Motion, dynamics: Any) -> dict[str, list[float]]:
         """Run all steps and return the columns of the log; Ctrl-C ends the run early and keeps what there is."""
         from ase.io.trajectory import Trajectory
         from rich.console import Console
@@ -151,6 +100,7 @@ class _Run:
 
         from ase_segnn.uncertainty import UncertaintyError
 
+        atoms, with_pressure = motion.atoms, motion.ensemble is Ensemble.npt
         first = _state(atoms, 0, 0.0, with_pressure)
         columns: dict[str, list[float]] = {name: [] for name in first}
         limit = max(20 * first["temperature_K"], 5000.0)
@@ -159,10 +109,17 @@ class _Run:
         )
         bar = Progress(BarColumn(), text, TimeRemainingColumn(), console=Console(stderr=True))
         with (
+            writing(self.trajectory),
             Trajectory(self.trajectory, "w", atoms) as frames,
+            writing(self.log),
             self.log.open("w", newline="", encoding="utf-8") as file,
             bar,
         ):
+
+            def write_frame() -> None:
+                with writing(self.trajectory), motion.own_constraints():
+                    frames.write()
+
             writer = csv.DictWriter(file, first.keys())
             writer.writeheader()
             task = bar.add_task("", total=self.steps, speed=0.0, kelvin=first["temperature_K"])
@@ -171,7 +128,7 @@ class _Run:
             def record() -> None:
                 step = dynamics.nsteps
                 state = _state(atoms, step, step * self.timestep, with_pressure)
-                frames.write()
+                write_frame()
                 writer.writerow({name: f"{value:.10g}" for name, value in state.items()})
                 file.flush()
                 for name, value in state.items():
@@ -191,11 +148,12 @@ class _Run:
             except KeyboardInterrupt:
                 typer.echo(f"interrupted after {dynamics.nsteps} steps", err=True)
             except UncertaintyError as error:
-                frames.write()
+                write_frame()
                 raise UncertaintyError(
                     f"after {dynamics.nsteps} steps {error}; the last frame of '{self.trajectory}' is this structure, "
                     f"and '{self.log}' holds the run up to it"
                 ) from error
+            self.n_steps, self.seconds = dynamics.nsteps, time.perf_counter() - started
         return columns
 
     def nanoseconds_per_day(self, step: int) -> float:
@@ -221,20 +179,21 @@ def _state(atoms: Atoms, step: int, time_fs: float, with_pressure: bool) -> dict
     return state
 
 
-def _finish(run: _Run, columns: dict[str, list[float]], title: str, n_atoms: int, *, drift: bool) -> None:
+def _finish(run: _Run, columns: dict[str, list[float]], title: str, motion: Motion) -> None:
     from ase_segnn.plots import dynamics_plot, save_figure
 
     figure = dynamics_plot(columns, title)
     with written_whole(run.plot) as path:
         save_figure(figure, path)
-    steps = int(columns["step"][-1])
+    kelvin = np.mean(columns["temperature_K"])
     typer.echo(
-        f"{steps} steps of {run.timestep:g} fs in {run.seconds:.1f} s, {run.nanoseconds_per_day(steps):.2f} ns/day; "
-        f"mean temperature {np.mean(columns['temperature_K']):.0f} K"
+        f"{run.n_steps} steps of {run.timestep:g} fs in {run.seconds:.1f} s, "
+        f"{run.nanoseconds_per_day(run.n_steps):.2f} ns/day; "
+        f"mean temperature {kelvin:.0f} K of {motion.n_degrees_of_freedom} degrees of freedom"
     )
-    if drift and len(columns["step"]) > 2:
+    if motion.ensemble is Ensemble.nve and len(columns["step"]) > 2:
         time_ps = np.array(columns["time_fs"]) / 1000
-        per_atom = 1000 * np.array(columns["total_eV"]) / n_atoms
+        per_atom = 1000 * np.array(columns["total_eV"]) / len(motion.atoms)
         slope = np.polyfit(time_ps - time_ps.mean(), per_atom - per_atom.mean(), 1)[0]
         typer.echo(f"drift of the total energy {slope:+.4f} meV/atom/ps, fluctuation {per_atom.std():.4f} meV/atom")
     typer.echo(f"trajectory: {run.trajectory}\nlog: {run.log}\nplot: {run.plot}")

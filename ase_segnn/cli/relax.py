@@ -20,7 +20,7 @@ from ase_segnn.cli._options import (
     make_calculator,
     name_of,
 )
-from ase_segnn.files import written_whole
+from ase_segnn.files import writing, written_whole
 
 
 class Optimizer(str, Enum):
@@ -38,7 +38,7 @@ def relax(
     output: Annotated[
         Path | None, typer.Option(help="Relaxed structure, in any format ASE writes; default <name>-relaxed.xyz.")
     ] = None,
-    fmax: Annotated[float, typer.Option(min=1e-12, help="Largest force at the end, eV/Å.")] = 0.01,
+    fmax: Annotated[float, typer.Option(min=1e-12, max=1e6, help="Largest force at the end, eV/Å.")] = 0.01,
     steps: Annotated[int, typer.Option(min=1, help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell as well.")] = False,
     optimizer: Annotated[Optimizer, typer.Option(help="Algorithm.")] = Optimizer.bfgs,
@@ -52,23 +52,37 @@ def relax(
     from ase.filters import FrechetCellFilter
     from ase.io.trajectory import Trajectory
 
-    from ase_segnn.structures import read_structure
+    from ase_segnn.checks import check_numbers
+    from ase_segnn.constraints import check_for_cell, constrained_by, for_dynamics
+    from ase_segnn.structures import check_writable_format, read_structure
 
     output = output or Path(f"{name_of(structure)}-relaxed.xyz")
     trajectory = output.with_suffix(".traj")
     check_outputs(dict.fromkeys([output, trajectory]), force=force)
+    check_writable_format(output)
     atoms = read_structure(structure)
+    check_numbers(atoms)
     if cell and not atoms.pbc.all():
         raise ValueError(f"--cell needs a structure that is periodic along all three vectors, pbc={atoms.pbc.tolist()}")
+    given = list(atoms.constraints)
+    if cell:
+        check_for_cell(atoms, structure)
+    else:
+        atoms.set_constraint(for_dynamics(atoms))
     atoms.calc = make_calculator(potential, device, dtype)
     before = atoms.get_potential_energy()
-    with Trajectory(trajectory, "w", atoms) as frames:
+
+    def write_frame() -> None:
+        with writing(trajectory), constrained_by(atoms, given):
+            frames.write()
+
+    with writing(trajectory), Trajectory(trajectory, "w", atoms) as frames:
         algorithm = getattr(ase.optimize, optimizer.value)
         with algorithm(FrechetCellFilter(atoms) if cell else atoms, logfile="-") as run:
-            run.attach(frames.write)
+            run.attach(write_frame)
             converged = run.run(fmax=fmax, steps=steps)
     if output != trajectory:
-        with written_whole(output) as path:
+        with written_whole(output) as path, constrained_by(atoms, given):
             ase.io.write(path, atoms)
     outcome = "converged" if converged else "NOT converged"
     typer.echo(f"{outcome} after {run.nsteps} steps; energy {before:.6f} -> {atoms.get_potential_energy():.6f} eV")

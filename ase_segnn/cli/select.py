@@ -45,15 +45,21 @@ def select(
     from rich.progress import Progress
 
     from ase_segnn.selection import select_frames
-    from ase_segnn.structures import read_structures
+    from ase_segnn.structures import read_named
 
     check_outputs([output], force=force)
-    frames = read_structures(trajectory)
+    named = read_named(trajectory)
+    frames, sources = [atoms for _, atoms in named], [name for name, _ in named]
     calculator = make_calculator(committee, device, dtype)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(trajectory, total=len(frames))
         advance = partial(progress.advance, task)
-        selection = select_frames(calculator, frames, number, max_deviation=max_deviation, on_frame=advance)
+        selection = select_frames(
+            calculator, frames, number, max_deviation=max_deviation, sources=sources, on_frame=advance
+        )
+    for frame, index in zip(selection.frames, selection.indices, strict=True):
+        in_file = sources[index].rpartition("@")[2]
+        frame.info["source_index"] = int(in_file) if in_file.isdecimal() else index
     with written_whole(output) as path:
         ase.io.write(path, selection.frames, format="extxyz")
     Console().print(_table(trajectory, selection))

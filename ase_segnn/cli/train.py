@@ -10,19 +10,24 @@ from typing import Annotated, Any
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._options import ForceOption
+from ase_segnn.cli._options import ForceOption, name_of
 
 
 @app.command()
 def train(
-    recipe: Annotated[
-        Path | None, typer.Argument(help="YAML file that describes data, network and optimization; or use --data.")
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RECIPE]", help="YAML file that describes data, network and optimization; or use --data."
+        ),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="File of labeled frames to learn from; may be given several times.")
+        list[str] | None,
+        typer.Option(help="File of labeled frames to learn from; 'file@:100' selects. Give it once per file."),
     ] = None,
     test: Annotated[
-        list[str] | None, typer.Option(help="File of labeled frames to test on; without it a tenth of --data.")
+        list[str] | None,
+        typer.Option(help="File of labeled frames to test on; without it a tenth of --data. Give it once per file."),
     ] = None,
     time: Annotated[str | None, typer.Option(help="How long to fit, such as 10m or 2h30m.")] = None,
     base: Annotated[str | None, typer.Option(help="Potential to fine-tune, instead of random weights.")] = None,
@@ -46,19 +51,16 @@ def train(
         raise ImportError(
             f'training needs the extra packages of: pip install "ase-segnn[train]" (missing: {error.name})'
         ) from error
-    if (recipe is None) == (not data):
-        raise ValueError("give either a recipe or frames with --data; 'ase-segnn train --help' shows both")
+    recipe = _only_recipe(recipes or [], data or [], test or [])
     if recipe is not None and not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
     raw = _raw_recipe(data or [], test or []) if recipe is None else read_recipe_file(recipe)
+    options = {"optimization.max_time": time, "base": base, "committee": committee}
     for key, value in (
         *(key_and_value(change) for change in changes or []),
-        ("optimization.max_time", time),
-        ("base", base),
-        ("committee", committee),
+        *((key, value) for key, value in options.items() if value is not None),
     ):
-        if value is not None:
-            set_key(raw, key, value)
+        set_key(raw, key, value)
     source = "these options" if recipe is None else f"recipe '{recipe}'"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if "system" in raw:
@@ -74,6 +76,23 @@ def train(
     for name, errors in result.errors.items():
         typer.echo(f"{name}: RMSE {', '.join(_shown(errors))}")
     _show_files(result.files)
+
+
+def _only_recipe(recipes: list[Path], data: list[str], test: list[str]) -> Path | None:
+    """Return the recipe if one is given, and refuse it beside frames."""
+    if data and recipes:
+        raise ValueError(
+            f"'{recipes[0]}' would be a recipe, which does not go with --data; give --data and --test once per file, "
+            f"as in --data {data[0]} --data {recipes[0]}"
+        )
+    if not data and len(recipes) != 1:
+        raise ValueError(
+            f"give either one recipe or frames with --data, got {len(recipes) or 'none of them'}; "
+            "'ase-segnn train --help' shows both"
+        )
+    if recipes and test:
+        raise ValueError(f"--test goes with --data; the recipe '{recipes[0]}' names its tests itself, under data.test")
+    return recipes[0] if recipes else None
 
 
 def _show_files(files: dict[str, Path]) -> None:
@@ -96,8 +115,8 @@ def _shown(errors: dict[str, float]) -> list[str]:
 def _raw_recipe(data: list[str], test: list[str]) -> dict[str, Any]:
     """Return the recipe that frames alone stand for."""
     section: dict[str, Any] = {"train": data}
-    stems = [Path(name).stem for name in test]
+    stems = [name_of(name) for name in test]
     names = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, test, strict=True)]
     section |= {"test": dict(zip(names, test, strict=True))} if test else {"held_out": 0.1}
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data[0]).stem).strip("-._") or "potential"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name_of(data[0])).strip("-._") or "potential"
     return {"name": name, "data": section}

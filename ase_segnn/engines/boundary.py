@@ -79,7 +79,7 @@ class Packed:
         for name, tensor in tensors.items():
             self.numbers[self.starts[name] :][: tensor.numel()] = tensor.detach().flatten()
 
-    def addresses(self, dtype: torch.dtype) -> dict[str, int]:
+    def addresses(self) -> dict[str, int]:
         """Return the address of each tensor."""
-        first, size = address("constants", self.numbers, dtype, self.numbers.shape), self.numbers.itemsize
+        first, size = self.numbers.data_ptr(), self.numbers.itemsize
         return {name: first + start * size for name, start in self.starts.items()}

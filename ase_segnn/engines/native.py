@@ -21,12 +21,12 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ase_segnn._e3nn import o3
 from ase_segnn.engines.boundary import Packed, address, aligned
 from ase_segnn.engines.build import load_library
 from ase_segnn.engines.surroundings import Lock, threads_may_run
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.edge_layout import Layout, edge_functions, why_not_along_edges
+from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.native_source import ARGUMENTS, NativeSource
 from ase_segnn.model.padding import with_equal_channels
 from ase_segnn.model.potential import Potential, Prediction
@@ -79,34 +79,9 @@ class NativePotential:
         if reason is not None:
             raise ValueError(f"this potential has no native form: {reason}")
         self._potential = potential
+        self._lock = Lock()
         with torch.device("cpu"):  # whatever the default of the caller is
-            dtype = potential.dtype
-            wide = with_equal_channels(potential)
-            rounds = wide.network.rounds
-            updates = [_merged(layer) for layer in rounds]
-            source = NativeSource(wide, updates, dtype)
-            numbers = {
-                "n_intervals": _INTERVALS[dtype],
-                "n_species": len(potential.elements),
-                "n_numbers": len(potential.species_of_number),
-                "cutoff": potential.cutoff,
-                "average_neighbors": potential.config.average_neighbors,
-                "energy_scale": potential.config.energy_scale,
-            }
-            reals = {"reference_energies": potential.reference_energies, "energy_shifts": potential.energy_shifts}
-            if potential.zbl is not None:
-                reals["repulsion"] = potential.zbl.pairs
-            weights = source.weights(wide, updates)
-            tables = [_table(wide, layer.message) for layer in rounds]
-            learned = Packed({str(k): tensor for k, tensor in enumerate([*weights, *tables])})
-            starts = torch.tensor(list(learned.starts.values()))
-            indices = {
-                "species_of_number": potential.species_of_number,
-                "starts_of_weights": starts[: len(weights)],
-                "starts_of_tables": starts[len(weights) :],
-            }
-            self._function = NativeFunction(source.source, dtype, numbers, [Packed(reals), Packed(indices)], learned)
-            self._lock = Lock()
+            self._function = _function(potential)
             self._compare()
 
     def __reduce__(self) -> tuple[type[NativePotential], tuple[Potential]]:
@@ -180,7 +155,6 @@ class NativeFunction:
     Parameters
     ----------
     source : see `ase_segnn.model.native_source`
-    dtype : of weights and tables
     numbers : that do not change from call to call, by their names there
     constants : arrays that do not change, likewise
     learned : weights, then tables
@@ -190,16 +164,14 @@ class NativeFunction:
     NoCompilerError
     """
 
-    def __init__(
-        self, source: str, dtype: torch.dtype, numbers: dict[str, float], constants: list[Packed], learned: Packed
-    ) -> None:
+    def __init__(self, source: str, numbers: dict[str, float], constants: list[Packed], learned: Packed) -> None:
         self._library: Any = load_library(source)
         self._library.workspace_size.restype = self._library.evaluate.restype = ctypes.c_int64
         self._workspace = aligned(0, torch.uint8)
         self._laid_out_for: tuple[int, ...] = ()
-        self._numbers, self._dtype = numbers, dtype
-        self._constants = [(packed, packed.numbers.dtype) for packed in constants]
-        self._learned = learned
+        self._numbers, self._constants, self._learned = numbers, constants, learned
+        self._memory: list[int] = []  # where the constants were when `_template` was made
+        self._template = b""
 
     def __call__(self, graph: AtomicGraph, *, derivatives: bool) -> tuple[int, dict[str, NDArray[np.float64]]]:
         """Return 0, or the number of what is wrong with the indices of the graph, and the results.
@@ -212,24 +184,8 @@ class NativeFunction:
             If a tensor is not as the compiled code takes it.
         """
         n, n_edges, n_structures = graph.n_atoms, graph.n_edges, graph.n_structures
-        sizes = (n, n_edges, self._n_threads(n, n_edges, derivatives), int(derivatives))
-        clean = sizes == self._laid_out_for
-        self._laid_out_for = ()  # until this call has left the workspace clean
-        if not clean:
-            self._get_workspace(sizes)
-        # one array for all results: to allocate is fast, to ask where it is is not
-        memory = np.empty(n_structures + n + (3 * n + 9 * n_structures) * derivatives)
-        results = {"energy": memory[:n_structures], "atom_energies": memory[n_structures:][:n]}
-        first = ctypes.addressof(ctypes.c_char.from_buffer(memory))  # type: ignore[arg-type]  # an array is a buffer
-        places = {"energy": first, "atom_energies": first + 8 * n_structures}
-        if derivatives:
-            results["forces"] = memory[n_structures + n :][: 3 * n].reshape(n, 3)
-            results["stress"] = memory[n_structures + 4 * n :].reshape(n_structures, 3, 3)
-            places["forces"] = first + 8 * (n_structures + n)
-            places["stress"] = first + 8 * (n_structures + 4 * n)
-        if not all(map(Tensor.is_contiguous, vars(graph).values())):
-            graph = AtomicGraph(**{name: tensor.contiguous() for name, tensor in vars(graph).items()})
-        for name, tensor, dtype, shape in (
+        kept, places = [], {}
+        for name, given, dtype, shape in (
             ("positions", graph.positions, torch.float64, (n, 3)),
             ("cells", graph.cell, torch.float64, (n_structures, 3, 3)),
             ("cell_shifts", graph.cell_shifts, torch.float64, (n_edges, 3)),
@@ -238,22 +194,42 @@ class NativeFunction:
             ("structure", graph.structure, torch.int64, (n,)),
             ("atomic_numbers", graph.atomic_numbers, torch.int64, (n,)),
         ):
+            tensor = given if given.is_contiguous() else given.contiguous()
+            kept.append(tensor)  # as long as the call takes
             places[name] = address(name, tensor, dtype, shape)
-        for packed, dtype in self._constants:
-            places |= packed.addresses(dtype)
-        arguments = _Input(
-            *sizes,
-            n_structures=n_structures,
-            workspace_is_clean=clean,
-            learned=address("learned", self._learned.numbers, self._dtype, self._learned.numbers.shape),
-            workspace=address("workspace", self._workspace, torch.uint8, self._workspace.shape),
-            **self._numbers,
-            **places,
-        )
+        sizes = (n, n_edges, self._n_threads(n, n_edges, derivatives), int(derivatives))
+        clean = sizes == self._laid_out_for
+        self._laid_out_for = ()  # until this call has left the workspace clean
+        if not clean:
+            self._get_workspace(sizes)
+        arguments = _Input.from_buffer_copy(self._with_constants())
+        arguments.n_atoms, arguments.n_edges, arguments.n_threads, arguments.forces_wanted = sizes
+        arguments.n_structures, arguments.workspace_is_clean = n_structures, clean
+        arguments.workspace = self._workspace.data_ptr()
+        for name, place in places.items():
+            setattr(arguments, name, place)
+        # one array for all results: to allocate memory is fast, to ask where an array is is not
+        memory = np.empty(n_structures + n + (3 * n + 9 * n_structures) * derivatives)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(memory))  # type: ignore[arg-type]  # an array is a buffer
+        results = {"energy": memory[:n_structures], "atom_energies": memory[n_structures:][:n]}
+        arguments.energy, arguments.atom_energies = first, first + 8 * n_structures
+        if derivatives:
+            results["forces"] = memory[n_structures + n :][: 3 * n].reshape(n, 3)
+            results["stress"] = memory[n_structures + 4 * n :].reshape(n_structures, 3, 3)
+            arguments.forces, arguments.stress = first + 8 * (n_structures + n), first + 8 * (n_structures + 4 * n)
         wrong: int = self._library.evaluate(ctypes.byref(arguments))
         if not wrong:
             self._laid_out_for = sizes
         return wrong, results
+
+    def _with_constants(self) -> bytes:
+        """Return the input with all that does not change from call to call."""
+        memory = [packed.numbers.data_ptr() for packed in (*self._constants, self._learned)]
+        if memory != self._memory:
+            places = {name: place for packed in self._constants for name, place in packed.addresses().items()}
+            self._template = bytes(_Input(**self._numbers, **places, learned=memory[-1]))
+            self._memory = memory
+        return self._template
 
     def _get_workspace(self, sizes: tuple[int, int, int, int]) -> None:
         size = self._library.workspace_size(*map(ctypes.c_int64, sizes))
@@ -267,6 +243,37 @@ class NativeFunction:
             return n_threads
         one, two = (self._library.workspace_size(*map(ctypes.c_int64, (n_atoms, n_edges, n, 1))) for n in (1, 2))
         return min(n_threads, 1 + int(_MOST_EXTRA_BYTES // (two - one)))
+
+
+def _function(potential: Potential) -> NativeFunction:
+    """Compile a potential, and take copies of its numbers."""
+    dtype = potential.dtype
+    wide = with_equal_channels(potential)
+    rounds = wide.network.rounds
+    updates = [_merged(layer) for layer in rounds]
+    source = NativeSource(wide, updates, dtype)
+    numbers = {
+        "n_intervals": _INTERVALS[dtype],
+        "n_species": len(potential.elements),
+        "n_numbers": len(potential.species_of_number),
+        "cutoff": potential.cutoff,
+        "average_neighbors": potential.config.average_neighbors,
+        "energy_scale": potential.config.energy_scale,
+    }
+    reals = {"reference_energies": potential.reference_energies, "energy_shifts": potential.energy_shifts}
+    if potential.zbl is not None:
+        reals["repulsion"] = potential.zbl.pairs
+    weights = source.weights(wide, updates)
+    tables = [_table(wide, layer.message) for layer in rounds]
+    learned = Packed({str(k): tensor for k, tensor in enumerate([*weights, *tables])})
+    assert learned.numbers.dtype is dtype
+    starts = torch.tensor(list(learned.starts.values()))
+    indices = {
+        "species_of_number": potential.species_of_number,
+        "starts_of_weights": starts[: len(weights)],
+        "starts_of_tables": starts[len(weights) :],
+    }
+    return NativeFunction(source.source, numbers, [Packed(reals), Packed(indices)], learned)
 
 
 def _table(potential: Potential, message: MessageNetwork) -> Tensor:
@@ -293,7 +300,7 @@ def _merged(layer: SEGNNLayer) -> SEGNNLayer:
     merged = copy.deepcopy(layer)
     widths = [(weight.shape[0], ir) for weight, (_, ir) in zip(message.weights, message.irreps_out, strict=True)]
     with torch.random.fork_rng(devices=[]):
-        first = SteerableLinear(message.irreps_out + o3.Irreps(widths), update.irreps_attributes, update.irreps_out)
+        first = SteerableLinear(message.irreps_out + Irreps(widths), update.irreps_attributes, update.irreps_out)
     first.to(message.weights[0].dtype)
     for new, weight, paths, old in zip(first.weights, update.weights, first.paths, update.paths, strict=True):
         rows = {(path.entry_in, path.copy): weight[path.rows] for path in old}

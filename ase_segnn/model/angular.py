@@ -9,18 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ase_segnn._e3nn import o3, wigner_3j
 from ase_segnn.model.constants import ModuleWithConstants
+from ase_segnn.model.wigner import wigner_3j
 
 
 class SphericalHarmonics(ModuleWithConstants):
     r"""Real spherical harmonics of unit vectors up to a degree, in e3nn's order, signs and "component" normalization.
 
     .. math:: Y_0 = 1, \quad Y_1 = \sqrt 3\,\mathbf n, \quad
-        Y_{l+1,m_3} = k_l \sum_{m_1 m_2} C^{l\,1\,l+1}_{m_1 m_2 m_3} Y_{l,m_1} n_{m_2}
+        Y_{l+1,m_3} = k_l \sum_{m_1 m_2} C^{l\,1\,l+1}_{m_1 m_2 m_3} Y_{l,m_1} n_{m_2}, \quad
+        k_l = \sqrt{\frac{2l+3}{2l+1}} \Big/ C^{l\,1\,l+1}_{000}
 
     They equal ``e3nn.o3.spherical_harmonics``, which is a TorchScript function in some releases and then cannot be
-    traced with sizes that vary. The factors k are taken from e3nn.
+    traced with sizes that vary. Along the y axis, the polar axis of e3nn, only m = 0 is not zero, which gives k.
 
     Parameters
     ----------
@@ -30,15 +31,10 @@ class SphericalHarmonics(ModuleWithConstants):
     def __init__(self, l_max: int) -> None:
         super().__init__()
         self.l_max = l_max
-        with torch.device("cpu"):
-            direction = torch.tensor([[0.36, -0.48, 0.8]], dtype=torch.float64)  # of no special symmetry
-            current = math.sqrt(3) * direction
-            for degree in range(2, l_max + 1):
-                symbols = wigner_3j(degree - 1, 1, degree).flatten(0, 1)
-                unscaled = _outer(current, direction) @ symbols
-                current = o3.spherical_harmonics(degree, direction, normalize=False, normalization="component")
-                factor = (unscaled * current).sum() / unscaled.square().sum()
-                self.register_constant(f"coupling_{degree}", (factor * symbols).numpy())
+        for degree in range(2, l_max + 1):
+            symbols = wigner_3j(degree - 1, 1, degree)
+            factor = math.sqrt((2 * degree + 1) / (2 * degree - 1)) / symbols[degree - 1, 1, degree]
+            self.register_constant(f"coupling_{degree}", factor * symbols.reshape(-1, 2 * degree + 1))
 
     def forward(self, directions: Tensor) -> Tensor:
         """Map unit vectors (n, 3) to (n, (l_max + 1)²)."""

@@ -15,7 +15,7 @@ from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential, Prediction
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CommitteePrediction(Prediction):
     r"""Means over the K members of a committee, and standard deviations between them.
 
@@ -92,6 +92,9 @@ class Committee(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the networks."""
         return self.members[0].dtype
+
+    def __repr__(self) -> str:
+        return f"Committee({len(self.members)} x {self.members[0]})"
 
     def predict(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> CommitteePrediction:
         """Return means and deviations of what `Potential.predict` gives for each member, detached."""

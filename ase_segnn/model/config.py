@@ -6,17 +6,19 @@ from itertools import combinations_with_replacement
 from typing import Annotated
 
 from ase.data import atomic_numbers
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from ase_segnn._e3nn import o3
+from ase_segnn.configuration import Configuration
+from ase_segnn.model.irreps import Irreps
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 _MOST_PAIRS = 10  # of elements that are listed
+_MOST_ELEMENTS = 10  # that are listed
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(Configuration):
     """Shape of the network under a potential; everything here is a choice of accuracy against cost.
 
     Parameters
@@ -32,9 +34,7 @@ class NetworkConfig(BaseModel):
     envelope_power : `p` of `ase_segnn.model.radial.polynomial_envelope`
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    cutoff: PositiveFloat = 5.0
+    cutoff: Annotated[PositiveFloat, Field(le=50)] = 5.0  # 10,000 neighbors and more are a slip of the pen
     irreps_hidden: str = "64x0e+64x1o"
     l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
     l_max_node_attributes: Annotated[int, Field(ge=0)] | None = None
@@ -47,11 +47,8 @@ class NetworkConfig(BaseModel):
     @field_validator("irreps_hidden")
     @classmethod
     def _check_irreps(cls, value: str) -> str:
-        try:
-            irreps = o3.Irreps(value)
-        except (ValueError, AssertionError) as error:
-            raise ValueError(f"{value!r} is not a list of irreps, such as '64x0e+32x1o'") from error
-        if irreps.count("0e") == 0:
+        irreps = Irreps(value)
+        if not any(mul and ir == (0, 1) for mul, ir in irreps):
             raise ValueError(f"{value!r} has no even scalars '0e', and an energy is one")
         if len({ir for _, ir in irreps}) != len(irreps):
             raise ValueError(f"{value!r} names an irrep twice")
@@ -70,7 +67,8 @@ class NetworkConfig(BaseModel):
     def shape(self) -> str:
         """The shape in words, for cards and listings."""
         nodes = "" if self.l_max_node_attributes is None else f" at edges and {self.l_max_node_attributes} at nodes"
-        return f"{self.n_layers} layers, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
+        layers = f"{self.n_layers} layer{'s' * (self.n_layers != 1)}"
+        return f"{layers}, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
 
     @property
     def degree_of_nodes(self) -> int:
@@ -78,7 +76,7 @@ class NetworkConfig(BaseModel):
         return self.l_max_attributes if self.l_max_node_attributes is None else self.l_max_node_attributes
 
 
-class PotentialConfig(BaseModel):
+class PotentialConfig(Configuration):
     """All that is needed to build a `Potential` before its weights are loaded.
 
     Parameters
@@ -94,8 +92,6 @@ class PotentialConfig(BaseModel):
         their covalent radii
     network : shape of the network
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     elements: tuple[str, ...] = Field(min_length=1)
     reference_energies: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
@@ -129,6 +125,13 @@ class PotentialConfig(BaseModel):
                 f"{lightest_first[-1]}', of the elements {', '.join(self.elements)} and the lighter one first"
             )
         return self
+
+    @property
+    def summary(self) -> str:
+        """Elements, cutoff and shape of the network in one line."""
+        more = len(self.elements) - _MOST_ELEMENTS
+        elements = " ".join(self.elements[:_MOST_ELEMENTS]) + f" and {more} more" * (more > 0)
+        return f"{elements}, cutoff {self.network.cutoff:g} Å, {self.network.shape}{', ZBL' * self.zbl}"
 
     @property
     def repulsion(self) -> str:

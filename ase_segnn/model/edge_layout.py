@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ase_segnn._e3nn import o3
+from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.segnn import MessageNetwork
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Path, SteerableLinear
 
@@ -22,7 +22,7 @@ def why_not_along_edges(messages: MessageNetwork) -> str | None:
     return None
 
 
-def has_equal_channels(irreps: o3.Irreps) -> bool:
+def has_equal_channels(irreps: Irreps) -> bool:
     """Whether all irreps have the same number of channels, a multiple of 4."""
     return len({mul for mul, _ in irreps}) == 1 and irreps[0].mul % _FEWEST_LANES == 0
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from string import Template
 from typing import Any
 
-from ase_segnn._e3nn import wigner_3j
 from ase_segnn.model.edge_layout import Layout, product_offset, row_pointers, slot_offset
 from ase_segnn.model.expressions import Tape
 from ase_segnn.model.spline import BASIS
 from ase_segnn.model.steerable import Path
+from ase_segnn.model.wigner import wigner_3j
 
 _ZERO = 1e-12  # of Wigner 3j symbols
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ase_segnn.model.edge_source import steer
 from ase_segnn.model.expressions import Tape
+from ase_segnn.model.irreps import Irrep
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Path, SteerableLinear
 
 
@@ -52,9 +53,9 @@ class LinearPlan:
         self.linear = linear
         self.sources = [(array, entry) for array in inputs for entry in range(len(array.shapes))]
         self.steered: list[tuple[int, Path]] = []  # (entry of the output, path), those steered before the product
-        self.groups: dict[str, list[int]] = {}  # irrep -> entries of the input
+        self.groups: dict[Irrep, list[int]] = {}  # irrep -> entries of the input
         for entry, (_, ir) in enumerate(linear.irreps_in):
-            self.groups.setdefault(str(ir), []).append(entry)
+            self.groups.setdefault(ir, []).append(entry)
         self.late = {
             ir: [(o, p) for o, p in self._ways(entries[0]) if p.l_in < p.l_out] for ir, entries in self.groups.items()
         }

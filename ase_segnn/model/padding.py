@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ase_segnn._e3nn import o3
 from ase_segnn.model.edge_layout import has_equal_channels
+from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.segnn import MessageNetwork, SteerableMLP
 from ase_segnn.model.steerable import SteerableLinear
@@ -54,7 +54,7 @@ _Parts = Sequence[int] | None
 class _Filler:
     """Copies weights to where they are in layers with more channels; all other weights there become zero."""
 
-    def __init__(self, hidden: o3.Irreps, channels: int) -> None:
+    def __init__(self, hidden: Irreps, channels: int) -> None:
         self._channels = channels
         self.features: list[_Parts] = [[mul] for mul, _ in hidden]
         scalars = [mul for mul, ir in hidden if ir.l == 0 and ir.p == 1]

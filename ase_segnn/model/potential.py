@@ -11,11 +11,11 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ase_segnn._e3nn import o3
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.constants import ModuleWithConstants
+from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.radial import bessel_basis, polynomial_envelope
 from ase_segnn.model.segnn import SEGNN
 from ase_segnn.model.steerable import sum_to
@@ -38,6 +38,10 @@ class Prediction:
     atom_energies: Tensor
     forces: Tensor | None = None
     stress: Tensor | None = None
+
+    def __repr__(self) -> str:
+        shapes = [f"{name} {tuple(value.shape)}" for name, value in vars(self).items() if value is not None]
+        return f"{type(self).__name__}({', '.join(shapes)}, {self.energy.device})"
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Return what there is of it as arrays, by the names above."""
@@ -77,9 +81,9 @@ class Potential(ModuleWithConstants):
         self.config = config
         numbers = [atomic_numbers[symbol] for symbol in config.elements]
         unknown = len(numbers)  # out of range wherever species index, so that an unknown element is no other one
-        species_of_number = torch.full((max(numbers) + 1,), unknown, dtype=torch.int64)
-        species_of_number[numbers] = torch.arange(len(numbers))
-        self.register_buffer("species_of_number", species_of_number, persistent=False)
+        species_of_number = np.full(max(numbers) + 1, unknown)
+        species_of_number[numbers] = np.arange(len(numbers))
+        self.register_buffer("species_of_number", torch.tensor(species_of_number), persistent=False)
         reference = np.array([config.reference_energies[symbol] for symbol in config.elements])
         shifts = np.array([config.energy_shifts.get(symbol, 0.0) for symbol in config.elements])
         self.register_constant("reference_energies", reference, always_float64=True)
@@ -88,12 +92,12 @@ class Potential(ModuleWithConstants):
         network = config.network
         self.harmonics = SphericalHarmonics(network.l_max_attributes)
         irreps_node_attributes, irreps_edge_attributes = (
-            o3.Irreps.spherical_harmonics(l_max) for l_max in (network.degree_of_nodes, network.l_max_attributes)
+            Irreps.spherical_harmonics(l_max) for l_max in (network.degree_of_nodes, network.l_max_attributes)
         )
         self.network = SEGNN(
-            irreps_in=o3.Irreps([(len(numbers), "0e")]),
-            irreps_hidden=o3.Irreps(network.irreps_hidden),
-            irreps_out=o3.Irreps("1x0e"),
+            irreps_in=Irreps([(len(numbers), "0e")]),
+            irreps_hidden=Irreps(network.irreps_hidden),
+            irreps_out=Irreps("1x0e"),
             irreps_node_attributes=irreps_node_attributes,
             irreps_edge_attributes=irreps_edge_attributes,
             n_layers=network.n_layers,
@@ -123,6 +127,9 @@ class Potential(ModuleWithConstants):
     def device(self) -> torch.device:
         """Where it is."""
         return self.one_hot.device
+
+    def __repr__(self) -> str:
+        return f"Potential({self.config.summary}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
 
     def forward(self, graph: AtomicGraph, edge_vectors: Tensor | None = None) -> Tensor:
         """Energy of each atom, differentiable.

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ase_segnn._e3nn import o3
+from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.steerable import (
     SILU_NORM,
     Features,
@@ -28,9 +28,7 @@ _RESIDUAL_GAIN = 0.2  # initial size of updates and outputs; with 1 the features
 class SteerableMLP(nn.Module):
     """Two steerable layers with a gate between them: the last step of updates and of the readout."""
 
-    def __init__(
-        self, irreps_in: o3.Irreps, irreps_attributes: o3.Irreps, irreps_hidden: o3.Irreps, irreps_out: o3.Irreps
-    ) -> None:
+    def __init__(self, irreps_in: Irreps, irreps_attributes: Irreps, irreps_hidden: Irreps, irreps_out: Irreps) -> None:
         super().__init__()
         self.gate = Gate(irreps_hidden)
         self.linear_1 = SteerableLinear(irreps_in, irreps_attributes, self.gate.irreps_in)
@@ -80,16 +78,16 @@ class MessageNetwork(nn.Module):
 
     def __init__(
         self,
-        irreps: o3.Irreps,
-        irreps_attributes: o3.Irreps,
-        irreps_messages: o3.Irreps,
+        irreps: Irreps,
+        irreps_attributes: Irreps,
+        irreps_messages: Irreps,
         n_scalars: int,
         weights_hidden: Sequence[int],
         *,
         gates: int = 1,
     ) -> None:
         super().__init__()
-        scalars = o3.Irreps([(n_scalars, "0e")] if n_scalars else [])
+        scalars = Irreps([(n_scalars, "0e")] if n_scalars else [])
         self.gate_1, self.gate_2 = (Gate(irreps_messages) if gates >= number else None for number in (1, 2))
         before_1, before_2 = (
             irreps_messages if gate is None else gate.irreps_in for gate in (self.gate_1, self.gate_2)
@@ -145,10 +143,10 @@ class SEGNNLayer(nn.Module):
 
     def __init__(
         self,
-        irreps: o3.Irreps,
-        irreps_messages: o3.Irreps,
+        irreps: Irreps,
+        irreps_messages: Irreps,
         message: MessageNetwork,
-        irreps_node_attributes: o3.Irreps,
+        irreps_node_attributes: Irreps,
     ) -> None:
         super().__init__()
         self.message = message
@@ -201,16 +199,16 @@ class SEGNN(nn.Module):
 
     def __init__(
         self,
-        irreps_in: o3.Irreps | str,
-        irreps_hidden: o3.Irreps | str,
-        irreps_out: o3.Irreps | str,
-        irreps_node_attributes: o3.Irreps | str,
-        irreps_edge_attributes: o3.Irreps | str,
+        irreps_in: Irreps | str,
+        irreps_hidden: Irreps | str,
+        irreps_out: Irreps | str,
+        irreps_node_attributes: Irreps | str,
+        irreps_edge_attributes: Irreps | str,
         *,
         n_layers: int = 3,
         n_message_scalars: int = 0,
         message_weights_hidden: Sequence[int] = (),
-        irreps_messages: o3.Irreps | str | None = None,
+        irreps_messages: Irreps | str | None = None,
         message_gates: Literal[0, 1, 2] = 1,
         task: Literal["node", "graph"] = "node",
         pooling: Literal["sum", "mean"] = "sum",
@@ -223,9 +221,9 @@ class SEGNN(nn.Module):
             raise ValueError(f"pooling must be 'sum' or 'mean', got {pooling!r}")
         if message_gates not in (0, 1, 2):
             raise ValueError(f"message_gates must be 0, 1 or 2, got {message_gates!r}")
-        self.irreps_in, self.irreps_out = o3.Irreps(irreps_in), o3.Irreps(irreps_out)
-        self.irreps_node_attributes = o3.Irreps(irreps_node_attributes)
-        self.irreps_edge_attributes = o3.Irreps(irreps_edge_attributes)
+        self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
+        self.irreps_node_attributes = Irreps(irreps_node_attributes)
+        self.irreps_edge_attributes = Irreps(irreps_edge_attributes)
         self.irreps_hidden = hidden = _sorted(irreps_hidden)
         self.irreps_messages = messages = hidden if irreps_messages is None else _sorted(irreps_messages)
         self.n_message_scalars = n_message_scalars
@@ -312,9 +310,9 @@ class SEGNN(nn.Module):
         return pooled / counts.clamp(min=1)[:, None]
 
 
-def _sorted(irreps: o3.Irreps | str) -> o3.Irreps:
+def _sorted(irreps: Irreps | str) -> Irreps:
     """Sort irreps and join equal ones, so that gates find their scalars in one entry."""
-    return o3.Irreps(irreps).sort().irreps.simplify()
+    return Irreps(irreps).merged()
 
 
 def _invariant_mlp(*widths: int) -> nn.Sequential:

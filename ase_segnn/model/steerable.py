@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ase_segnn._e3nn import o3, wigner_3j
 from ase_segnn.model.constants import ModuleWithConstants
+from ase_segnn.model.irreps import Irrep, Irreps
+from ase_segnn.model.wigner import wigner_3j
 
 Features = tuple[Tensor, ...]
 
@@ -26,7 +27,7 @@ SILU_NORM = 1.676532470331091
 SIGMOID_NORM = 1.8462285453386056
 
 
-def split(flat: Tensor, irreps: o3.Irreps) -> Features:
+def split(flat: Tensor, irreps: Irreps) -> Features:
     """Turn e3nn's flat layout (n, irreps.dim) into one tensor (n, 2l+1, C) per entry of `irreps`."""
     return tuple(
         flat[:, entry].reshape(flat.shape[0], mul, ir.dim).transpose(1, 2).contiguous()
@@ -62,11 +63,11 @@ class Steering:
     unit_scalar : promise that every even scalar of the attribute equals 1; its products are then skipped
     """
 
-    def __init__(self, attributes: Tensor, irreps: o3.Irreps, *, unit_scalar: bool = False) -> None:
+    def __init__(self, attributes: Tensor, irreps: Irreps, *, unit_scalar: bool = False) -> None:
         self.n_rows = attributes.shape[0]
         self.attributes = attributes
         self._unit_scalar = unit_scalar
-        self._copies: list[tuple[o3.Irrep, Tensor]] = []
+        self._copies: list[tuple[Irrep, Tensor]] = []
         start = 0
         for mul, ir in irreps:
             for _ in range(mul):
@@ -121,17 +122,17 @@ class SteerableLinear(ModuleWithConstants):
 
     def __init__(
         self,
-        irreps_in: o3.Irreps,
-        irreps_attributes: o3.Irreps,
-        irreps_out: o3.Irreps,
+        irreps_in: Irreps,
+        irreps_attributes: Irreps,
+        irreps_out: Irreps,
         *,
         gain: float = 1.0,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.irreps_in = o3.Irreps(irreps_in)
-        self.irreps_attributes = o3.Irreps(irreps_attributes)
-        self.irreps_out = o3.Irreps(irreps_out)
+        self.irreps_in = Irreps(irreps_in)
+        self.irreps_attributes = Irreps(irreps_attributes)
+        self.irreps_out = Irreps(irreps_out)
         copies = [ir for mul, ir in self.irreps_attributes for _ in range(mul)]
         self.paths: list[list[Path]] = []  # per entry of the output
         self._n_steered_first: list[int] = []
@@ -142,7 +143,7 @@ class SteerableLinear(ModuleWithConstants):
                 (entry, copy, ir_in.l, ir.l, ir_out.l, mul_in)
                 for entry, (mul_in, ir_in) in enumerate(self.irreps_in)
                 for copy, ir in enumerate(copies)
-                if ir_out in ir_in * ir
+                if ir_in.couples(ir, ir_out)
             ]
             found.sort(key=lambda path: path[2] < path[4])  # those cheaper to steer before the weights come first
             self._n_steered_first.append(sum(path[2] >= path[4] for path in found))
@@ -153,16 +154,18 @@ class SteerableLinear(ModuleWithConstants):
                 self._register_wigner_3j(l_in, l_attribute, l_out)
             self.paths.append(paths)
             spread = gain / math.sqrt(max(row, 1))
-            weights.append(nn.Parameter(torch.randn(row, mul_out, dtype=torch.float32) * spread))
+            weights.append(nn.Parameter(torch.empty(row, mul_out, dtype=torch.float32)))
+            nn.init.normal_(weights[-1], std=spread)
             if bias and ir_out.l == 0 and ir_out.p == 1:
-                biases[str(entry_out)] = nn.Parameter(torch.zeros(mul_out, dtype=torch.float32))
+                biases[str(entry_out)] = nn.Parameter(torch.empty(mul_out, dtype=torch.float32))
+                nn.init.zeros_(biases[str(entry_out)])
         self.weights = nn.ParameterList(weights)
         self.biases = nn.ParameterDict(biases)
 
     def _register_wigner_3j(self, l_in: int, l_attribute: int, l_out: int) -> None:
         name = _name(l_in, l_attribute, l_out)
         if l_attribute > 0 and name not in self._constants:
-            self.register_constant(name, wigner_3j(l_in, l_attribute, l_out).numpy())
+            self.register_constant(name, wigner_3j(l_in, l_attribute, l_out))
 
     def _steer(self, x: Tensor, path: Path, steering: Steering) -> Tensor:
         symbols = getattr(self, _name(path.l_in, path.l_attribute, path.l_out), x)
@@ -273,15 +276,15 @@ class Gate(nn.Module):
     irreps_in : what the layer before must deliver: one entry with scalars and gates, then the gated entries
     """
 
-    def __init__(self, irreps_out: o3.Irreps) -> None:
+    def __init__(self, irreps_out: Irreps) -> None:
         super().__init__()
-        self.irreps_out = o3.Irreps(irreps_out)
+        self.irreps_out = Irreps(irreps_out)
         gated = [(mul, ir) for mul, ir in self.irreps_out if not (ir.l == 0 and ir.p == 1)]
         scalars = [mul for mul, ir in self.irreps_out if ir.l == 0 and ir.p == 1]
         assert len(scalars) <= 1
         self._splits = [sum(scalars), *(mul for mul, _ in gated)]
         self._scalar_entry = next((k for k, (_, ir) in enumerate(self.irreps_out) if ir.l == 0 and ir.p == 1), None)
-        self.irreps_in = o3.Irreps([(sum(self._splits), "0e"), *gated])
+        self.irreps_in = Irreps([(sum(self._splits), "0e"), *gated])
 
     def forward(self, features: Features) -> Features:
         """Map features of `irreps_in` to features of `irreps_out`."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase.data import chemical_symbols
 
-from ..frames import LABELS, Frame
+from ase_segnn.labels import LABELS, LabelReport
+
+from ..frames import Frame
 from . import checks, energies, page
 from .findings import Collected, Finding
-from .numbers import Rows, Spread, measure
+from .numbers import Rows, Spread, measure, without_placeholders
 from .work import Slope, Work
 
 _SEVERITIES = ("error", "warning", "note")
@@ -29,13 +31,14 @@ class Audit:
     Parameters
     ----------
     findings : errors first, notes last
-    frames : (data set, group) -> numbers of frames, and of those with each label
+    frames : (data set, group) -> numbers of frames, and of those with each label and a weight for it
     elements : symbol -> atoms and frames that have it, in all data sets
     periodicity : (data set, directions that are periodic) -> frames
     spreads : (data set, quantity with its unit) -> its values
     reference_energies : symbol -> as used and by a fit to the frames, eV; nan where there is none
     origin : of the reference energies used
     slopes : label -> energy differences against its work
+    labels : data set, as read from its files -> what was taken as labels
     """
 
     findings: tuple[Finding, ...]
@@ -46,6 +49,7 @@ class Audit:
     reference_energies: Mapping[str, tuple[float, float]]
     origin: str
     slopes: Mapping[str, Slope]
+    labels: Mapping[str, LabelReport] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse data that cannot be learned from.
@@ -101,6 +105,11 @@ class Auditor:
         self._frames: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self._periodicity: Counter[tuple[str, str]] = Counter()
         self._spreads: defaultdict[tuple[str, str], Spread] = defaultdict(Spread)
+        self._labels: dict[str, LabelReport] = {}
+
+    def add_labels(self, report: LabelReport, data_set: str) -> None:
+        """Take in what was taken as labels when the files of a data set were read."""
+        self._labels[data_set] = report
 
     def add(self, frame: Frame, data_set: str) -> None:
         """Take in a frame of a data set: "training", "validation" or the name of a test set.
@@ -122,6 +131,7 @@ class Auditor:
             )
         )
         self._sources.append(frame.source)
+        frame = without_placeholders(frame)
         self._work.add(frame)
         self._frames[data_set, frame.group].update(["frames", *frame.labels])
         directions = ", ".join(axis for axis, there in zip("xyz", frame.atoms.pbc, strict=True) if there)
@@ -155,13 +165,18 @@ class Auditor:
         fit = energies.fit_energies(data)
         slopes = {"forces": self._work.forces(), "stress": self._work.stress()}
         findings = [
+            *checks.sources(self._labels),
             *checks.labels(data),
             *checks.elements(data, self._known_elements),
             *energies.references(data, fit, reference_energies, origin),
             *energies.energies(data, fit),
             *checks.work(data, slopes["forces"], slopes["stress"]),
+            *checks.unrelated(
+                data, {"forces": self._work.near_forces(), "stress": slopes["stress"]}, self._work.both()
+            ),
             *checks.forces(data),
             *checks.stress(data),
+            *checks.placeholders(data),
             *checks.duplicates(data),
             *checks.geometry(data),
             *checks.outliers(data, fit.residuals),
@@ -188,6 +203,7 @@ class Auditor:
             },
             origin=origin,
             slopes=slopes,
+            labels=dict(self._labels),
         )
 
     def _collected(self) -> Collected:

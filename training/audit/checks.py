@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import LABELS
+from ase_segnn.labels import LABELS, LabelReport
+
 from .findings import TRAINING, VALIDATION, Collected, Finding
 from .work import Slope
 
@@ -20,7 +21,30 @@ _NET_FORCE = 0.05  # error of a force that the sum of forces tells of, over the 
 _FEWEST = 20  # frames of a group from which outliers are told
 _FAR = 10  # standard deviations, estimated by the median deviation
 _GAP = 3  # times farther than 95 of 100 frames of the group; many far frames are another kind of frame
+_REPEATS = 3  # structures with exactly the same forces or stress
 _STIFFEST = 6.3  # eV/Å³, about 1000 GPa, twice that of diamond
+
+
+def sources(reports: Mapping[str, LabelReport]) -> Iterator[Finding]:
+    """Pass on what was told when files were read, and tell labels from other places than those of training."""
+    for name, report in reports.items():
+        for remark in report.remarks:
+            text = f"{_sentence(remark.text)}."
+            yield Finding(remark.severity, f"{name}: {remark.title}", text, remark.frames, total=remark.n_frames)
+    training = reports.get(TRAINING)
+    for name, report in reports.items():
+        for label, source in report.sources.items():
+            expected = source if training is None else training.sources.get(label, source)
+            if source != expected and report.counts[label]:
+                text = (
+                    f"The {label} of {name} is from {source}, that of training from {expected}. Make sure that both "
+                    "are of one method; otherwise the errors tell nothing."
+                )
+                yield Finding("warning", f"{name} has the {label} from elsewhere", text)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def labels(data: Collected) -> Iterator[Finding]:
@@ -30,7 +54,7 @@ def labels(data: Collected) -> Iterator[Finding]:
         yield Finding("error", "no training frames", "There is nothing to learn from.")
         return
     for label in LABELS:
-        has, wanted, counts = data.has(label), data.weights.get(label, 0.0), data.counts_for(label)
+        has, wanted, counts = data.present(label), data.weights.get(label, 0.0), data.counts_for(label)
         there = training & has
         if not wanted > 0:
             if there.any():
@@ -154,6 +178,34 @@ def stress(data: Collected) -> Iterator[Finding]:
         yield data.finding("stress", "stresses that are exactly zero", text, zero)
 
 
+def placeholders(data: Collected) -> Iterator[Finding]:
+    """Look for labels that were filled in where nothing was computed: one number, or the same in many frames."""
+    rows = data.rows
+    zero = (rows["energy"] == 0) & ~rows["isolated"]
+    if zero.any():
+        text = (
+            f"{zero.sum()} of {data.has('energy').sum()} energies are exactly zero, which some programs write for what "
+            "they did not compute. Leave these labels out, or give them a config_energy_weight of zero."
+        )
+        yield data.finding("energy", "energies that are exactly zero", text, zero)
+    for column, (label, largest) in enumerate((("forces", "largest_force"), ("stress", "largest_stress"))):
+        has = data.has(label) & (rows["n_atoms"] > 1) & (rows[largest] > 0)
+        found = has & rows["constant"][:, column]
+        indices = np.flatnonzero(has)
+        _, inverse = np.unique(rows[f"{label}_hash"][indices], return_inverse=True)
+        for number in np.flatnonzero(np.bincount(inverse) >= _REPEATS):
+            members = indices[inverse == number]
+            if min(len(np.unique(rows["structure"][members, grid])) for grid in (0, 1)) >= _REPEATS:
+                found[members] = True
+        if found.any():
+            text = (
+                f"In {found.sum()} of {data.has(label).sum()} frames, all components of the {label} are one number, or "
+                "exactly those of other structures. Such numbers stand for what was not computed: leave them out, or "
+                f"give these frames a config_{label}_weight of zero."
+            )
+            yield data.finding(label, f"placeholders instead of {label}", text, found)
+
+
 def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[Finding]:
     """Signs, units and order of components by the work done between similar frames."""
     none = np.zeros(0, dtype=np.int64)
@@ -174,6 +226,32 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
         yield data.finding("stress", "shear stresses in another order", text, none)
     if not stress_slope.is_clear:
         yield from _stress_by_volume(data)
+
+
+def unrelated(data: Collected, slopes: Mapping[str, Slope], both: Slope) -> Iterator[Finding]:
+    """Look for energies of one computation beside forces or stresses of another, by the work between near frames.
+
+    Parameters
+    ----------
+    data : all frames
+    slopes : label -> energy differences against its work
+    both : the same for forces and stresses together, where the cell changes and atoms move
+    """
+    if both.is_clear and both.diagnosis and not any(slope.is_clear for slope in slopes.values()):
+        text = (
+            f"Between {both.n_pairs} pairs of frames, energies change by {both.slope:.3g} times the work of forces and "
+            f"stresses (correlation {both.correlation:.2f}); it should be about once. It seems that {both.diagnosis}."
+        )
+        title = "energies do not belong to forces and stresses"
+        yield data.finding("energy", title, text, np.zeros(0, dtype=np.int64))
+    for label, slope in slopes.items():
+        if slope.is_absent:
+            text = (
+                f"Between {slope.n_pairs} pairs of similar frames, energies change without relation to the work of "
+                f"the {label} (correlation {slope.correlation:.2f}, it should be near 1). One of both is of another "
+                "computation, of another structure, or was not computed."
+            )
+            yield data.finding(label, f"energies do not follow the {label}", text, np.zeros(0, dtype=np.int64))
 
 
 def _stress_by_volume(data: Collected) -> Iterator[Finding]:

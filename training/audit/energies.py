@@ -15,6 +15,7 @@ _Floats = NDArray[np.float64]
 _LARGEST_COHESION = 20.0  # eV/atom
 _SAME_ATOM = 0.05  # eV, between isolated atoms of the data and reference energies
 _FEWEST = 10
+_SHARE = 0.1  # of the frames of a composition, from which one energy is no chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ def energies(data: Collected, fit: EnergyFit) -> Iterator[Finding]:
         members = np.flatnonzero(usable & (rows["composition"] == kind))
         values, inverse, repeats = np.unique(rows["energy"][members], return_inverse=True, return_counts=True)
         same = members[inverse.reshape(-1) == repeats.argmax()]
-        if len(same) < len(members) / 2 or len(np.unique(rows["structure"][same, 0])) < 4:
+        if len(same) < _SHARE * len(members) or len(np.unique(rows["structure"][same, 0])) < 4:
             continue
         text = (
             f"{len(same)} of {len(members)} frames of one composition have exactly the same energy, "

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..frames import LABELS
+from ase_segnn.labels import LABELS
 
 _Integers = NDArray[np.int64]
 _Bools = NDArray[np.bool_]
@@ -27,8 +27,9 @@ class Finding:
     severity : "error" if training makes no sense, "warning" if something seems wrong, "note" for the rest
     title : in a few words
     explanation : what it means and what to do
-    frames : sources of all frames concerned
+    frames : sources of all frames concerned, or of the first ones
     remarks : about each of `frames`, or empty
+    total : number of frames concerned, if more than in `frames`
     """
 
     severity: Severity
@@ -36,6 +37,12 @@ class Finding:
     explanation: str
     frames: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    total: int = 0
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames concerned."""
+        return max(self.total, len(self.frames))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +73,13 @@ class Collected:
         return np.asarray(self.rows["data_set"] == index, dtype=bool)
 
     def has(self, label: str) -> _Bools:
-        """Mask of the frames that have a label, (n,)."""
+        """Mask of the frames that have a label with a weight, (n,)."""
         column = {"energy": "energy", "forces": "largest_force", "stress": "largest_stress"}[label]
         return np.asarray(~np.isnan(self.rows[column]), dtype=bool)
+
+    def present(self, label: str) -> _Bools:
+        """Mask of the frames that have a label, whatever its weight, (n,)."""
+        return np.asarray(self.rows["present"][:, LABELS.index(label)], dtype=bool)
 
     def atoms(self, frames: _Bools) -> _Integers:
         """Atoms of each element in the masked frames, (n_masked, n_elements)."""

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from ase.data import covalent_radii
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
+from ase_segnn.labels import LABELS
 from ase_segnn.neighbors import NeighborList, neighbor_list
 
-from ..frames import LABELS, Frame
+from ..frames import Frame
 
 _Floats = NDArray[np.float64]
 Row = tuple[float | int | bool | tuple[float, ...], ...]
 
-# One row per frame. A number is nan where the frame lacks the label or is not periodic.
+# One row per frame. A number is nan where the frame lacks the label, has no weight for it, or is not periodic.
 ROW = np.dtype(
     [
         ("data_set", "i4"),
@@ -25,13 +27,17 @@ ROW = np.dtype(
         ("composition", "i4"),
         ("n_atoms", "i4"),
         ("isolated", "?"),
+        ("present", "?", len(LABELS)),
         ("weights", "f4", len(LABELS)),
         ("energy", "f8"),  # eV
         ("largest_force", "f8"),  # eV/Å
         ("force_rms", "f8"),  # eV/Å, of components
         ("net_force", "f8"),  # eV/Å, length of the sum
         ("untold_forces", "i4"),  # forces that are exactly zero where symmetry does not ask for it
+        ("forces_hash", "i8"),
         ("largest_stress", "f8"),  # eV/Å³, of components
+        ("stress_hash", "i8"),
+        ("constant", "?", 2),  # whether all components of forces, of stress are the same number and not zero
         ("mean_stress", "f8"),  # eV/Å³, a third of the trace
         ("volume", "f8"),  # Å³
         ("closeness", "f8"),  # shortest distance over the sum of the two covalent radii
@@ -108,22 +114,26 @@ def measure(frame: Frame, data_set: int, group: int, composition: int, cutoff: f
         If the periodic cell vectors span no volume; the error names the frame.
     """
     nan, atoms = math.nan, frame.atoms
+    counted = without_placeholders(frame)
+    energy, all_forces, stress = counted.energy, counted.forces, counted.stress
     try:
         shortest, closeness, lone_atoms = _distances(frame, cutoff)
-        forces = (nan, nan, nan, 0) if frame.forces is None else _force_numbers(frame, frame.forces, cutoff)
+        forces = (nan, nan, nan, 0, 0) if all_forces is None else _force_numbers(frame, all_forces, cutoff)
     except ValueError as error:
         raise ValueError(f"{frame.source}: {error}") from error
-    stress = frame.stress
     return (
         data_set,
         group,
         composition,
         len(atoms),
         frame.is_isolated_atom or lone_atoms == len(atoms) == 1,
+        tuple(label in frame.labels for label in LABELS),
         tuple(frame.weights.get(label, 1.0) for label in LABELS),
-        nan if frame.energy is None else frame.energy,
+        nan if energy is None else energy,
         *forces,
         nan if stress is None else float(np.abs(stress).max()),
+        0 if stress is None else hash(stress.tobytes()),
+        (_is_constant(all_forces), _is_constant(stress)),
         nan if stress is None else float(np.trace(stress)) / 3,
         float(atoms.get_volume()) if atoms.pbc.all() else nan,
         closeness,
@@ -131,6 +141,12 @@ def measure(frame: Frame, data_set: int, group: int, composition: int, cutoff: f
         lone_atoms,
         _structure_hashes(frame),
     )
+
+
+def without_placeholders(frame: Frame) -> Frame:
+    """Return the frame without labels of weight zero, whose values mean nothing."""
+    placeholders: dict[str, Any] = {label: None for label in frame.labels if label not in frame.weighted_labels}
+    return replace(frame, **placeholders)
 
 
 def _distances(frame: Frame, cutoff: float) -> tuple[float, float, int]:
@@ -162,14 +178,19 @@ def _edges(frame: Frame, pairs: NeighborList) -> tuple[NDArray[np.int64], NDArra
     return centers, neighbors, x[neighbors] - x[centers] + pairs.cell_shifts.numpy() @ frame.atoms.cell.array
 
 
-def _force_numbers(frame: Frame, forces: _Floats, cutoff: float) -> tuple[float, float, float, int]:
+def _force_numbers(frame: Frame, forces: _Floats, cutoff: float) -> tuple[float, float, float, int, int]:
     zero = ~forces.any(axis=1)
     return (
         math.sqrt(np.square(forces).sum(axis=1).max()),
         math.sqrt(np.square(forces).mean()),
         float(np.linalg.norm(forces.sum(axis=0))),
         int((zero & _lopsided(frame, cutoff)).sum()) if zero.any() and len(forces) > 1 else 0,
+        hash(forces.tobytes()),
     )
+
+
+def _is_constant(values: _Floats | None) -> bool:
+    return values is not None and bool(values.flat[0]) and bool((values == values.flat[0]).all())
 
 
 def _lopsided(frame: Frame, cutoff: float) -> NDArray[np.bool_]:

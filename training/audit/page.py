@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..frames import LABELS
+from ase_segnn.labels import LABELS
+
 from .findings import Finding
 from .work import Slope
 
@@ -20,7 +21,7 @@ def one_line(finding: Finding) -> str:
     """Title of a finding and its first frames."""
     if not finding.frames:
         return finding.title
-    more = f" and {len(finding.frames) - 3} more" if len(finding.frames) > 3 else ""
+    more = f" and {finding.n_frames - 3} more" if finding.n_frames > 3 else ""
     return f"{finding.title} ({', '.join(finding.frames[:3])}{more})"
 
 
@@ -47,6 +48,16 @@ def page(audit: Audit) -> str:
         _table(
             ["data set", "group", "frames", *LABELS],
             ([*key, *(counts.get(name, 0) for name in ("frames", *LABELS))] for key, counts in audit.frames.items()),
+        ),
+        "## Where labels are from",
+        "As read from files. Validation and test frames that are drawn from the training files stand with these.",
+        _table(
+            ["data set", "label", "frames", "source"],
+            (
+                [name, label, report.counts[label], report.sources.get(label, "none")]
+                for name, report in audit.labels.items()
+                for label in LABELS
+            ),
         ),
         "## Elements",
         f"Of all data sets. Reference energies used: {audit.origin}. Those of the frames fit compositions alone.",
@@ -85,8 +96,8 @@ def _finding(finding: Finding) -> str:
     names = [f"`{name}`" for name in finding.frames[:_SHOWN]]
     if finding.remarks:
         names = [f"{name} ({remark})" for name, remark in zip(names, finding.remarks[:_SHOWN], strict=True)]
-    if len(finding.frames) > _SHOWN:
-        names.append(f"and {len(finding.frames) - _SHOWN} more")
+    if finding.n_frames > _SHOWN:
+        names.append(f"and {finding.n_frames - _SHOWN} more")
     return text + "".join(f"\n- {name}" if index else f"\n\n- {name}" for index, name in enumerate(names))
 
 

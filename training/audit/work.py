@@ -27,11 +27,15 @@ _Floats = NDArray[np.float64]
 
 _KEPT = 64  # frames to compare the next ones with, each of another kind
 _LONGEST_STEP = 0.5  # Å that an atom moves between two frames whose forces are compared
+_NEAR_STEP = 0.3  # Å that it moves where energies must follow the work
 _LONGEST_STRAINED_STEP = 0.1  # Å that it moves beside the strain where stresses are compared
 _SAME_CELL = 1e-6  # strain below which two cells count as one
+_TYPICAL_STRAIN = 0.01  # pairs of frames that are strained are weighted by the inverse of their strain
 _STRAINS = (1e-4, 0.12)  # between frames whose stresses are compared
 _SMALLEST_VOLUME = 1e-3  # Å³, of the mean of two cells
 _FEWEST_PAIRS = 10
+_NOISE = 1e-3  # eV, of energies that are converged as usual
+_NO_RELATION = 0.5  # correlation below which energies come from elsewhere; data in use have 0.97 and more
 _CLEAR = 0.9  # correlation from which a slope means something
 _RIGHT = (0.7, 1.4)  # slopes that are taken for one
 
@@ -48,6 +52,12 @@ _ENERGY_AND_FORCES = {
     units.kcal / units.mol: "forces are in kcal/mol/Å",
     units.mol / units.kJ: "energies are in kJ/mol",
     units.kJ / units.mol: "forces are in kJ/mol/Å",
+}
+_ENERGIES = {
+    1 / units.Hartree: "energies are in Hartree",
+    1 / units.Rydberg: "energies are in Rydberg",
+    units.mol / units.kcal: "energies are in kcal/mol",
+    units.mol / units.kJ: "energies are in kJ/mol",
 }
 _ENERGY_AND_STRESS = {
     units.GPa: "stresses are in GPa",
@@ -71,6 +81,7 @@ class Slope:
     n_pairs : of frames that were compared
     shears : the stress components found where yz, xz and xy should be
     diagnosis : what explains a slope that is clear and wrong; empty otherwise
+    size : eV, root mean square of the energy differences, or of the work if that is larger
     """
 
     slope: float
@@ -78,11 +89,17 @@ class Slope:
     n_pairs: int
     shears: tuple[str, ...] = _SHEARS
     diagnosis: str = ""
+    size: float = 0.0
 
     @property
     def is_clear(self) -> bool:
         """Whether there are pairs enough and they agree on the slope."""
         return self.n_pairs >= _FEWEST_PAIRS and abs(self.correlation) > _CLEAR
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether there are pairs enough, and the energy goes its own way beyond what noise does."""
+        return self.n_pairs >= _FEWEST_PAIRS and abs(self.correlation) < _NO_RELATION and self.size > _NOISE
 
     @property
     def is_wrong(self) -> bool:
@@ -113,6 +130,8 @@ class Work:
     _previous: OrderedDict[Hashable, _Place] = field(default_factory=OrderedDict)
     _force_pairs: list[tuple[float, float, float]] = field(default_factory=list)
     _stress_pairs: list[tuple[float, ...]] = field(default_factory=list)
+    _strained_pairs: list[tuple[float, float, float]] = field(default_factory=list)
+    _near_pairs: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, frame: Frame) -> None:
         """Compare with the last frame of the same atoms, in the same order, of the same group and periodicity."""
@@ -149,16 +168,28 @@ class Work:
             force_work = -float(np.vdot(forces[0] + forces[1], displacements)) / 2
             if largest_strain < _SAME_CELL and step > 1e-4:
                 self._force_pairs.append((change, force_work, len(moved)))
+                if step < _NEAR_STEP:
+                    self._near_pairs.append((change, force_work))
         stresses = first.frame.stress, second.frame.stress
-        if stresses[0] is None or stresses[1] is None or step > _LONGEST_STRAINED_STEP:
+        if stresses[0] is None or stresses[1] is None or not _STRAINS[0] < largest_strain < _STRAINS[1]:
             return
-        if _STRAINS[0] < largest_strain < _STRAINS[1]:
-            stress = (stresses[0] + stresses[1]) / 2
-            normal = volume * float(np.diag(stress) @ np.diag(strain))
-            shears = 2 * volume * np.outer(stress[(1, 0, 0), (2, 2, 1)], strain[(1, 0, 0), (2, 2, 1)])
+        stress = (stresses[0] + stresses[1]) / 2
+        normal = volume * float(np.diag(stress) @ np.diag(strain))
+        shears = 2 * volume * np.outer(stress[(1, 0, 0), (2, 2, 1)], strain[(1, 0, 0), (2, 2, 1)])
+        if forces[0] is not None and forces[1] is not None:
+            self._strained_pairs.append((change, force_work + normal + float(np.trace(shears)), len(moved)))
+        if step < _LONGEST_STRAINED_STEP:
             works = (change - force_work, normal, *shears.ravel().tolist())
             weight = 1 / largest_strain  # taking the mean stress is less exact for large strains
             self._stress_pairs.append((*(weight * work for work in works), volume))
+
+    def near_forces(self) -> Slope:
+        """Return what `forces` does, for frames so near that energies must follow the work."""
+        if len(self._near_pairs) < _FEWEST_PAIRS:
+            return Slope(math.nan, 0.0, len(self._near_pairs))
+        change, work = _without_outliers(np.array(self._near_pairs)).T
+        slope, correlation, _ = _fit(change, work)
+        return Slope(slope, correlation, len(change), size=_size(change, work))
 
     def forces(self) -> Slope:
         """Energy differences against the work of the forces."""
@@ -168,6 +199,19 @@ class Work:
         slope, correlation, _ = _fit(change, work)
         known = _ENERGY_AND_FORCES | {1 / float(np.median(n_atoms)): "energies are per atom instead of per frame"}
         return Slope(slope, correlation, len(change), diagnosis=_diagnosis(slope, known, "forces"))
+
+    def both(self) -> Slope:
+        """Energy differences against the work of forces and stresses together, between frames of different cells.
+
+        That is less exact, as the work is not that of small changes, and tells factors of two or more.
+        """
+        if len(self._strained_pairs) < _FEWEST_PAIRS:
+            return Slope(math.nan, 0.0, len(self._strained_pairs))
+        change, work, n_atoms = _without_outliers(np.array(self._strained_pairs)).T
+        slope, correlation, _ = _fit(change, work)
+        known = _ENERGIES | {1 / float(np.median(n_atoms)): "energies are per atom instead of per frame"}
+        diagnosis = "" if 0.5 < slope < 2 else _diagnosis(slope, known, "forces and stresses", tolerance=0.6)
+        return Slope(slope, correlation, len(change), diagnosis=diagnosis)
 
     def stress(self) -> Slope:
         """Energy differences against the work of the stresses, which is tried with their shear components permuted."""
@@ -188,7 +232,12 @@ class Work:
         for place, component in enumerate(best):
             # the stress that does the work of strain `place` lies at `component`
             found[component] = _SHEARS[place]
-        return Slope(slope, correlation, len(pairs), tuple(found), _diagnosis(slope, known, "stresses"))
+        size = _TYPICAL_STRAIN * _size(change, normal + shears[:, best, right].sum(axis=1))
+        return Slope(slope, correlation, len(pairs), tuple(found), _diagnosis(slope, known, "stresses"), size)
+
+
+def _size(change: _Floats, work: _Floats) -> float:
+    return math.sqrt(max(float(np.square(change).mean()), float(np.square(work).mean())))
 
 
 def _without_outliers(pairs: _Floats) -> _Floats:
@@ -206,13 +255,13 @@ def _fit(change: _Floats, work: _Floats) -> tuple[float, float, float]:
     return slope, correlation, math.sqrt(changes * max(1 - correlation**2, 0.0) / len(change))
 
 
-def _diagnosis(slope: float, known: dict[float, str], label: str) -> str:
-    """Name what makes a slope that is not one."""
+def _diagnosis(slope: float, known: dict[float, str], label: str, tolerance: float = 0.25) -> str:
+    """Name what makes a slope that is not one; `tolerance` is that of its logarithm."""
     if math.isnan(slope) or _RIGHT[0] <= slope <= _RIGHT[1]:
         return ""
     sign = [f"{label} have the wrong sign"] if slope < 0 else []
     if _RIGHT[0] <= -slope <= _RIGHT[1]:
         return sign[0]
     distances = {abs(math.log(abs(slope) / factor)): text for factor, text in known.items()}
-    close = [text for distance, text in distances.items() if distance < min(0.25, min(distances) + 0.1)]
+    close = [text for distance, text in distances.items() if distance < min(tolerance, min(distances) + 0.1)]
     return " and ".join([*sign, " or ".join(close) or "another unit of energy or length is in play"])

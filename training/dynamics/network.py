@@ -11,10 +11,11 @@ from typing import Literal
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ase_segnn._e3nn import o3
+from ase_segnn.configuration import checked
 from ase_segnn.files import written_whole
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.segnn import SEGNN
@@ -126,7 +127,7 @@ def save_network(network: ParticleNetwork, path: Path, about: Mapping[str, objec
     header = {"network": network.settings.model_dump(mode="json"), "scale": network.scale, **about}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={"ase-segnn": json.dumps(header)})
+        temporary.write_bytes(save(tensors, metadata={"ase-segnn": json.dumps(header)}))
 
 
 def load_network(path: Path | str) -> ParticleNetwork:
@@ -144,7 +145,7 @@ def load_network(path: Path | str) -> ParticleNetwork:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["ase-segnn"])
-            network = ParticleNetwork(NetworkSection.model_validate(header["network"]), header["scale"])
+            network = ParticleNetwork(checked(NetworkSection, header["network"], "network"), header["scale"])
             network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(f"'{path}' holds no network for particles: {error}") from error

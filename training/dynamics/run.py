@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.caches import Cache
 
-from ..fit import check_logger, fit, with_epochs, worth_compiling
+from ..fit import check_machine, fit, with_epochs, worth_compiling
 from ..folder import RunFiles, provenance_of
 from .datasets import FRAMES_AHEAD, INPUT_FRAME, charged_dataset, gravity_dataset
 from .graphs import ParticleSet
@@ -71,7 +71,7 @@ def run_dynamics(
     """
     files = RunFiles(output or Path(recipe.name), recipe.name)
     files.check(resume=resume, overwrite=overwrite)
-    check_logger(recipe)
+    check_machine(recipe)
     sets = particle_sets(recipe.system)
     recipe = _settled(recipe, len(sets["train"]))
     with files.reserved():

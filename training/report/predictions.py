@@ -14,9 +14,10 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from ase_segnn.evaluation import Evaluation, predict
+from ase_segnn.evaluation import Evaluation, predict_named
+from ase_segnn.labels import LABELS
 
-from ..frames import LABELS, Frame
+from ..frames import Frame
 
 _FRAMES_TOGETHER = 64  # that are held in memory
 
@@ -166,6 +167,8 @@ class Predictions:
 def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictions:
     """Evaluate the frames that have labels, a few in memory at a time; frames without any are left out.
 
+    A label with a weight of zero is a placeholder and left out, too.
+
     Parameters
     ----------
     calculator : anything that ASE takes as one; a `SEGNNCalculator` evaluates several frames at a time. Results named
@@ -175,7 +178,7 @@ def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictio
     Raises
     ------
     ValueError, RuntimeError
-        If the calculator fails for a frame; the error says among which frames.
+        If the calculator fails for a frame, which the error names.
     """
     rows: dict[str, list[Any]] = {name: [] for name in ("source", "group", "n_atoms", "numbers", "forces_std")}
     labels: dict[str, list[Any]] = {name: [] for name in LABELS}
@@ -183,7 +186,7 @@ def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictio
     for frame, results in _results(calculator, frames):
         shapes = {"energy": (), "forces": (len(frame.atoms), 3), "stress": (6,)}
         for name, shape in shapes.items():
-            label = getattr(frame, name)
+            label = getattr(frame, name) if name in frame.weighted_labels else None
             missing = np.full(shape, np.nan)
             if name == "stress" and label is not None:
                 label = full_3x3_to_voigt_6_stress(label)
@@ -209,13 +212,12 @@ def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictio
 
 
 def _results(calculator: Calculator, frames: Iterable[Frame]) -> Iterator[tuple[Frame, dict[str, Any]]]:
-    """Evaluate frames for the labels that they have, consecutive ones with the same labels together."""
-    for names, group in groupby((frame for frame in frames if frame.labels), key=lambda frame: frame.labels):
+    """Evaluate frames for the labels that count, consecutive ones with the same labels together."""
+    labeled = (frame for frame in frames if frame.weighted_labels)
+    for names, group in groupby(labeled, key=lambda frame: frame.weighted_labels):
         while together := list(islice(group, _FRAMES_TOGETHER)):
-            try:
-                yield from zip(together, predict(calculator, [frame.atoms for frame in together], names), strict=True)
-            except (RuntimeError, ValueError) as error:  # noqa: PERF203  # of 64 frames each
-                raise type(error)(f"{together[0].source} to {together[-1].source}: {error}") from error
+            named = [(frame.source, frame.atoms) for frame in together]
+            yield from zip(together, predict_named(calculator, named, names), strict=True)
 
 
 def _arrays(values: dict[str, list[Any]], n_atoms: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
