@@ -129,8 +129,7 @@ def _places(key: str, kind: type[BaseModel]) -> list[str]:
     """Where a key is known: at the top or in a section."""
     places = [key] if key in kind.model_fields else []
     for name, field in kind.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel) and key in section.model_fields:
+        if key in getattr(field.annotation, "model_fields", {}):
             places.append(f"{name}.{key}")
     return places
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -223,6 +224,7 @@ def test_fake_tensors_are_refused_in_one_line() -> None:
 
 def test_fewer_digits_in_products_are_told(caplog: pytest.LogCaptureFixture) -> None:
     one = calculator(False)
+    warnings.simplefilter("ignore")  # torch 2.9 has a word on the name of this function
     torch.set_float32_matmul_precision("medium")
     try:
         with caplog.at_level(logging.WARNING):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,13 @@ import typer
 
 if TYPE_CHECKING:
     from ase_segnn.calculator import SEGNNCalculator
+
+
+def not_nan(value: float) -> float:
+    """Refuse a value that is not a number, which some releases of click take for one of any range."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is no number")
+    return value
 
 
 class DType(str, Enum):

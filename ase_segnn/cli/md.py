@@ -23,6 +23,7 @@ from ase_segnn.cli._options import (
     check_outputs,
     make_calculator,
     name_of,
+    not_nan,
 )
 from ase_segnn.files import writing, written_whole
 
@@ -37,12 +38,16 @@ def md(
     ensemble: Annotated[
         Ensemble, typer.Option(help="Energy; temperature (Langevin); temperature and pressure.")
     ] = Ensemble.langevin,
-    temperature: Annotated[float, typer.Option(min=0, max=1e6, help="K; of the start and of the thermostat.")] = 300.0,
-    timestep: Annotated[float, typer.Option(min=1e-6, max=1e4, help="fs.")] = 0.5,
+    temperature: Annotated[
+        float, typer.Option(callback=not_nan, min=0, max=1e6, help="K; of the start and of the thermostat.")
+    ] = 300.0,
+    timestep: Annotated[float, typer.Option(callback=not_nan, min=1e-6, max=1e4, help="fs.")] = 0.5,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1000,
-    friction: Annotated[float, typer.Option(min=0, max=1e3, help="1/fs, of the Langevin thermostat.")] = 0.01,
+    friction: Annotated[
+        float, typer.Option(callback=not_nan, min=0, max=1e3, help="1/fs, of the Langevin thermostat.")
+    ] = 0.01,
     pressure: Annotated[
-        float, typer.Option("--pressure-gpa", min=-1e6, max=1e6, help="GPa, of the NPT ensemble.")
+        float, typer.Option("--pressure-gpa", callback=not_nan, min=-1e6, max=1e6, help="GPa, of the NPT ensemble.")
     ] = 0.0,
     keep_velocities: Annotated[
         bool, typer.Option("--keep-velocities", help="Start from the momenta in STRUCTURE instead of random ones.")

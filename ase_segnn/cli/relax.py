@@ -19,6 +19,7 @@ from ase_segnn.cli._options import (
     check_outputs,
     make_calculator,
     name_of,
+    not_nan,
 )
 from ase_segnn.files import writing, written_whole
 
@@ -38,7 +39,9 @@ def relax(
     output: Annotated[
         Path | None, typer.Option(help="Relaxed structure, in any format ASE writes; default <name>-relaxed.xyz.")
     ] = None,
-    fmax: Annotated[float, typer.Option(min=1e-12, max=1e6, help="Largest force at the end, eV/Å.")] = 0.01,
+    fmax: Annotated[
+        float, typer.Option(callback=not_nan, min=1e-12, max=1e6, help="Largest force at the end, eV/Å.")
+    ] = 0.01,
     steps: Annotated[int, typer.Option(min=1, help="Largest number of steps.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell as well.")] = False,
     optimizer: Annotated[Optimizer, typer.Option(help="Algorithm.")] = Optimizer.bfgs,

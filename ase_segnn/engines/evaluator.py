@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -50,9 +51,9 @@ class Evaluator:
         name: str,
     ) -> None:
         members = list(potential.members) if isinstance(potential, Committee) else [potential]
-        self._name = name
         self._forms = _forms(members, compile, name)
-        self._warned = False
+        if self.form is not NativePotential:
+            _warn_of_precision(name)
 
     @property
     def form(self) -> type[_Form]:
@@ -80,7 +81,6 @@ class Evaluator:
         """
         if len(self._forms) == 1 and isinstance(self._forms[0], NativePotential):
             return self._forms[0].evaluate(graph, derivatives=derivatives)
-        self._warn_of_precision()
         predictions = [
             form.predict(graph)
             if isinstance(form, CapturedPotential)
@@ -89,16 +89,19 @@ class Evaluator:
         ]
         return (predictions[0] if len(predictions) == 1 else combine(predictions)).arrays()
 
-    def _warn_of_precision(self) -> None:
-        """Say once that torch multiplies matrices of float32 with fewer digits."""
-        if self.form is not NativePotential and not self._warned and torch.get_float32_matmul_precision() != "highest":
-            self._warned = True
-            _log.warning(
-                "torch.get_float32_matmul_precision() is '%s', so energies and forces of %s in float32 have fewer "
-                "correct digits; torch.set_float32_matmul_precision('highest') or dtype='float64' gives them back",
-                torch.get_float32_matmul_precision(),
-                self._name,
-            )
+
+def _warn_of_precision(name: str) -> None:
+    """Say that torch multiplies matrices of float32 with fewer digits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 has a word on the name of this function
+        precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        _log.warning(
+            "torch.get_float32_matmul_precision() is '%s', so energies and forces of %s in float32 have fewer correct "
+            "digits; torch.set_float32_matmul_precision('highest') or dtype='float64' gives them back",
+            precision,
+            name,
+        )
 
 
 def _forms(members: list[Potential], compile_them: bool | Literal["auto"], name: str) -> Sequence[_Form]:
