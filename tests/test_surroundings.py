@@ -230,6 +230,8 @@ def test_fewer_digits_in_products_are_told(caplog: pytest.LogCaptureFixture) -> 
         with caplog.at_level(logging.WARNING):
             one.get_property("energy", silicon())
             one.get_property("energy", silicon(seed=2))
+            exact = SEGNNCalculator("si-pbe", device="cpu", dtype="float64", compile=False)
+            exact.get_property("energy", silicon())
     finally:
         torch.set_float32_matmul_precision("highest")
     assert caplog.text.count("torch.get_float32_matmul_precision() is 'medium'") == 1

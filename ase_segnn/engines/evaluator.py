@@ -52,7 +52,7 @@ class Evaluator:
     ) -> None:
         members = list(potential.members) if isinstance(potential, Committee) else [potential]
         self._forms = _forms(members, compile, name)
-        if self.form is not NativePotential:
+        if self.form is not NativePotential and members[0].dtype is torch.float32:
             _warn_of_precision(name)
 
     @property
