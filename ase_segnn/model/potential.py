@@ -1,4 +1,4 @@
-"""The potential: energies from a SEGNN on the atomic graph, then forces and stress by differentiation."""
+"""The potential: energies of a SEGNN on an atomic graph, forces and stress as their derivatives."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ase_segnn.model.zbl import ZBLRepulsion
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Result for N atoms in B structures.
+    """Energies, forces and stress of N atoms in B structures, as `Potential.predict` returns them.
 
     Parameters
     ----------
     energy : (B,) float64, eV
-    atom_energies : (N,) float64, eV; they sum up to `energy`
-    forces : (N, 3) float64, eV/Å, or None where not asked for
-    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension, or None where not asked for
+    atom_energies : (N,) float64, eV; their sum over a structure is its energy
+    forces : (N, 3) float64, eV/Å; None if not asked for
+    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension; None if not asked for
     """
 
     energy: Tensor
@@ -44,31 +44,34 @@ class Prediction:
         return f"{type(self).__name__}({', '.join(shapes)}, {self.energy.device})"
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Return what there is of it as arrays, by the names above."""
+        """Return all fields that are not None as arrays, by name."""
         return {name: tensor.numpy(force=True) for name, tensor in vars(self).items() if tensor is not None}
 
 
 class Potential(ModuleWithConstants):
-    r"""Energy of atoms as a sum of learned, local atom energies.
+    r"""Learned interatomic potential: the energy as a sum of local atom energies.
+
+    `predict` gives energies, forces and stress. `forward` gives differentiable atom energies.
 
     .. math::
         E = \sum_i E^0_{Z_i} + s_i \left(\Delta_{Z_i} + \sigma e_i\right), \quad
-        s_i = 1 - \exp\Big(-\sum_j u(d_ij)\Big)
+        s_i = 1 - \exp\Big(-\sum_j u(d_{ij})\Big)
 
-    e is the output of the `SEGNN`, Δ and σ are `energy_shifts` and `energy_scale`. The factor s, 0 for a lone atom and
-    1 to three digits or more from seven near neighbors on, makes an isolated atom's energy its reference energy
-    exactly, and lets the energy come apart smoothly to that limit.
+    e is the output of the `SEGNN`, u the envelope, E⁰ the reference energies, Δ the `energy_shifts` and σ the
+    `energy_scale`. The factor s is 0 for a lone atom, and 1 to three digits or more from seven near neighbors on. So
+    the energy of an isolated atom is exactly its reference energy, and energies go there smoothly as a structure comes
+    apart.
 
-    Species enter as one-hot scalars. The attribute of an edge is the spherical harmonics of its direction; the
-    attribute of a node the sum of those of its edges, up to a degree of its own, faded by the envelope u, with the
-    l = 0 part set to 1.
+    Species enter as one-hot scalars. The attribute of an edge is the spherical harmonics of its direction. The
+    attribute of a node is the sum of its edge attributes times u over `average_neighbors`, up to the degree
+    `l_max_node_attributes`, with a scalar part of 1.
 
-    Positions, edge vectors and sums of energies are float64; the network is float32 or, after ``.double()``, float64.
-    Reference energies stay float64 whatever the module is converted to.
+    Positions, edge vectors and sums of energies are float64. The network is float32 or, after ``.double()``, float64.
+    Reference energies stay float64 in both cases.
 
     Parameters
     ----------
-    config : see `PotentialConfig`
+    config : elements, reference energies and shape of the network
     """
 
     species_of_number: Tensor
@@ -80,7 +83,7 @@ class Potential(ModuleWithConstants):
         super().__init__()
         self.config = config
         numbers = [atomic_numbers[symbol] for symbol in config.elements]
-        unknown = len(numbers)  # out of range wherever species index, so that an unknown element is no other one
+        unknown = len(numbers)  # out of range of all tables by species: an unknown element is an error, not another one
         species_of_number = np.full(max(numbers) + 1, unknown)
         species_of_number[numbers] = np.arange(len(numbers))
         self.register_buffer("species_of_number", torch.tensor(species_of_number), persistent=False)
@@ -110,12 +113,12 @@ class Potential(ModuleWithConstants):
 
     @property
     def cutoff(self) -> float:
-        """Radius of the neighborhoods, Å."""
+        """Distance up to which atoms are neighbors, Å."""
         return self.config.network.cutoff
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """Chemical symbols of the elements it knows."""
+        """Chemical symbols of the elements that the potential knows."""
         return self.config.elements
 
     @property
@@ -125,19 +128,19 @@ class Potential(ModuleWithConstants):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return self.one_hot.device
 
     def __repr__(self) -> str:
         return f"Potential({self.config.summary}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
 
     def forward(self, graph: AtomicGraph, edge_vectors: Tensor | None = None) -> Tensor:
-        """Energy of each atom, differentiable.
+        """Return the energy of each atom, differentiable by edge vectors and weights.
 
         Parameters
         ----------
-        graph : its elements must be among `elements`; pairs beyond the cutoff contribute nothing
-        edge_vectors : (E, 3) float64 Å, in place of those of `graph`
+        graph : with elements among `elements`; pairs beyond the cutoff contribute nothing
+        edge_vectors : (E, 3) float64 Å, to differentiate by; default: the edge vectors of `graph`
 
         Returns
         -------
@@ -181,7 +184,7 @@ class Potential(ModuleWithConstants):
         return energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
 
     def radial_functions(self, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """Message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
+        """Return message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
         network = self.config.network
         envelope = polynomial_envelope(distances, network.cutoff, network.envelope_power)
         scalars = bessel_basis(distances, network.cutoff, network.n_radial)
@@ -190,7 +193,7 @@ class Potential(ModuleWithConstants):
     def predict(
         self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False, create_graph: bool = False
     ) -> Prediction:
-        r"""Energies and, where asked for, their derivatives, all by one differentiation with respect to edge vectors.
+        r"""Predict energies, and forces and stress by one differentiation with respect to edge vectors.
 
         With :math:`g_{ij} = \partial E / \partial r_{ij}`,
 
@@ -201,9 +204,13 @@ class Potential(ModuleWithConstants):
         Parameters
         ----------
         graph : one structure or a batch
-        forces, stress : what to compute besides the energies; stress needs cells with a volume
-        create_graph : keep what is needed to differentiate the result again, as training does; otherwise all results
-            are detached
+        forces, stress : compute them besides the energies; stress needs cells with a volume
+        create_graph : for training: results can be differentiated again; otherwise all results are detached
+
+        Raises
+        ------
+        IndexError
+            See `forward`.
         """
         edge_vectors = graph.edge_vectors().detach()
         if forces or stress:
@@ -234,7 +241,16 @@ def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tenso
 
 
 def sum_structures(graph: AtomicGraph, structure: Tensor, values: Tensor) -> Tensor:
-    """Sum the rows of each structure; for a single one without an index, on which Inductor of torch 2.13 stumbles."""
+    """Sum the rows of each structure, to (B, ...).
+
+    A single structure is summed without an index, because Inductor of torch 2.13 fails on a sum with one.
+
+    Parameters
+    ----------
+    graph : with B structures
+    structure : (n,) int64 index of the structure of each row
+    values : (n, ...)
+    """
     if graph.n_structures == 1:
         return values.sum(0, keepdim=True)
     return sum_to(graph.n_structures, structure, values)
