@@ -1,7 +1,8 @@
 """Steerable E(3)-equivariant graph networks (SEGNN) as interatomic potentials for ASE.
 
-Each public name is imported when it is first used, so that `import ase_segnn` costs nothing and changes nothing.
-`ase_segnn.training.train` is not among them: it needs the extra ``[train]``.
+`SEGNNCalculator` runs a potential in ASE, and `evaluate` tells its errors. `ase_segnn.training.train`, which needs the
+extra ``[train]``, makes one. Each public name is imported at first use, so that `import ase_segnn` costs nothing and
+changes nothing.
 
 Examples
 --------

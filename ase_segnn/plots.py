@@ -1,4 +1,4 @@
-"""Figures of the command line, as PNG files; matplotlib is imported when one is drawn."""
+"""Figures of the command line; matplotlib is imported when a figure is drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _POINT = "#2f6f9f"
 
 
 def parity_plot(evaluations: dict[str, Evaluation], title: str) -> Figure:
-    """Predictions over labels, one row per data set, one column per property; RMSE in each panel."""
+    """Draw predictions over labels: a row per data set, a column per property, the RMSE in each panel.
+
+    Parameters
+    ----------
+    evaluations : by name of the data set
+    title : of the figure
+    """
     from matplotlib.figure import Figure
 
     columns = [name for name in _TITLES if any(name in e.labels for e in evaluations.values())]
@@ -54,7 +60,13 @@ def _parity(axis: Axes, labels: NDArray[np.float64], predictions: NDArray[np.flo
 
 
 def dynamics_plot(log: dict[str, list[float]], title: str) -> Figure:
-    """Temperature and energies over time, from the columns of the log of `ase-segnn md`."""
+    """Draw temperature and energies over time.
+
+    Parameters
+    ----------
+    log : columns of the log of `ase-segnn md`
+    title : of the figure
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
