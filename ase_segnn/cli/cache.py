@@ -1,4 +1,4 @@
-"""``ase-segnn cache``: what is kept between runs, and how to get rid of it."""
+"""``ase-segnn cache``: show the files kept between runs, or remove them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ase_segnn.cli._app import app
 
 
 class Kind(str, Enum):
-    """A cache, or all of them."""
+    """Name of a cache, or all."""
 
     compiled = "compiled"
     graphs = "graphs"

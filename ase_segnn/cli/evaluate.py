@@ -37,7 +37,7 @@ _OPTIONS = {label: f"--{label}-key" for label in ("energy", "forces", "stress")}
 
 
 def _key_help(label: str, unit: str) -> str:
-    return f"Name of the {label}, {unit}, if it is another, or to choose one of several."
+    return f"Name of the {label} in FRAMES, {unit}; needed for unusual names, or to choose one of several."
 
 
 @app.command()
@@ -52,7 +52,7 @@ def evaluate(
     dtype: DTypeOption = DType.float32,
     force: ForceOption = False,
 ) -> None:
-    """Compare a potential with the labels in FRAMES: table of errors, and where the labels are from."""
+    """Evaluate POTENTIAL against the labels in FRAMES: a table of errors, and the sources of the labels."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -40,7 +40,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Train a potential: potential file, model card, report, audit of the data and checkpoint in one folder."""
+    """Train a potential; potential file, model card, report, audit of the data and checkpoint go to one folder."""
     try:
         from ase_segnn.training import read_recipe_file, run_recipe
         from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
@@ -79,7 +79,7 @@ def train(
 
 
 def _only_recipe(recipes: list[Path], data: list[str], test: list[str]) -> Path | None:
-    """Return the recipe if one is given, and refuse it beside frames."""
+    """Return the only recipe, or None for frames; refuse several recipes, or a recipe beside frames."""
     if data and recipes:
         raise ValueError(
             f"'{recipes[0]}' would be a recipe, which does not go with --data; give --data and --test once per file, "
@@ -113,7 +113,7 @@ def _shown(errors: dict[str, float]) -> list[str]:
 
 
 def _raw_recipe(data: list[str], test: list[str]) -> dict[str, Any]:
-    """Return the recipe that frames alone stand for."""
+    """Return the recipe of a run from frames alone."""
     section: dict[str, Any] = {"train": data}
     stems = [name_of(name) for name in test]
     names = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, test, strict=True)]

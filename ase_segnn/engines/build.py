@@ -1,4 +1,4 @@
-"""Shared libraries from generated C++: compiled at first use on a machine, and kept in a cache of the user's own."""
+"""Shared libraries from generated C++, compiled at first use and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ import filelock
 from ase_segnn.caches import Cache
 
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-# Tried one after another: what all x86 and most other compilers take, what some take instead, and plain C++. Without
-# OpenMP one thread does all the work.
+# Flags for the processor, tried in order: for x86 and most others, for some others, and plain C++. Without OpenMP one
+# thread does all the work.
 _TARGETS = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
 _COMPILERS = ("g++", "clang++", "c++")
 _WITHOUT = "compile=False does without"
-_LONGEST = 600.0  # seconds that another process is waited for; a library takes a few
+_LONGEST = 600.0  # seconds to wait for another process; compiling takes a few
 
 _loaded: dict[str, Any] = {}  # key -> library
 
 
 class NoCompilerError(RuntimeError):
-    """There is no C++ compiler, or it fails, or what it makes cannot be loaded."""
+    """There is no C++ compiler, the compiler fails, or the compiled library cannot be kept or loaded."""
 
 
 def load_library(source: str) -> Any:
-    """Compile C++17, unless that was done before, and load the library for ctypes.
+    """Return a library for ctypes from C++17 source, compiled or taken from the cache.
 
-    The compiler is the one that the environment variable CXX names, or the first of g++, clang++ and c++ that there is.
-    Libraries are kept in the cache "compiled", see `ase_segnn.caches.Cache`, by source, flags, version of the compiler
-    and processor. Of several processes that need one at a time, the first compiles it. A damaged library is compiled
-    again.
+    The compiler is named by the environment variable CXX; default: the first available of g++, clang++ and c++.
+    Libraries are kept in the cache "compiled" (see `ase_segnn.caches.Cache`), one per source, flags, version of the
+    compiler and processor. If several processes need the same library, the first compiles and the others wait. A
+    damaged library is compiled again.
 
     Parameters
     ----------
-    source : C++ that includes nothing but the standard library and omp.h
+    source : C++ that includes only the standard library and omp.h
 
     Raises
     ------
@@ -70,7 +70,7 @@ def _from_cache(name: str, source: str, compiler: tuple[str, ...]) -> Any:
     if found is not None:
         return found
     with _locked(folder / f".{name}.lock"):
-        found = _load(folder, name)  # another process may have been first
+        found = _load(folder, name)  # another process may have compiled it meanwhile
         if found is not None:
             return found
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
@@ -88,7 +88,7 @@ def _from_cache(name: str, source: str, compiler: tuple[str, ...]) -> Any:
 
 
 def _load(folder: Path, name: str) -> Any:
-    """Load a library that was compiled before and is whole; None if there is none."""
+    """Return a library from the cache, or None; remove damaged ones."""
     for path in folder.glob(f"{name}-*.so"):
         with suppress(OSError):
             if path.name == _file_name(name, path.read_bytes()):
@@ -100,13 +100,13 @@ def _load(folder: Path, name: str) -> Any:
 
 
 def _file_name(name: str, content: bytes) -> str:
-    """Name a library by what it was made from and what it is; one that is cut or changed does not fit its name."""
+    """Return the file name of a library, with a hash of its contents: a damaged library does not fit its name."""
     return f"{name}-{hashlib.sha256(content).hexdigest()[:32]}.so"
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out; where the file system has no locks, by a file that exists meanwhile."""
+    """Keep other processes out of the block, by a lock or, if the file system has no locks, by a file."""
     lock: filelock.BaseFileLock = filelock.FileLock(path, timeout=_LONGEST)
     try:
         lock.acquire()
@@ -116,7 +116,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # who waits for it looks for the library first
+        path.unlink(missing_ok=True)  # a waiting process then looks for the library first
         lock.release()
 
 
@@ -138,7 +138,7 @@ def _compile(source: str, compiler: tuple[str, ...], folder: Path) -> Path:
 
 
 def _first_error(text: str) -> str:
-    """Return the line of a compiler's messages that says what is wrong."""
+    """Return the first error in the messages of a compiler."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if re.search(r"\berror\b", line)]
     return (wrong or lines or [""])[0]
@@ -161,7 +161,7 @@ def _compiler() -> tuple[str, ...]:
 
 @functools.cache
 def _version(compiler: tuple[str, ...]) -> str:
-    """Return what a compiler says of itself."""
+    """Return the command of a compiler and its version message."""
     try:
         run = subprocess.run([*compiler, "--version"], capture_output=True, text=True, errors="replace", check=False)
     except OSError as error:
@@ -173,7 +173,7 @@ def _version(compiler: tuple[str, ...]) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """Return what decides which instructions a processor has."""
+    """Return a text that differs between processors with different instructions."""
     lines: list[str] = []
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
