@@ -75,9 +75,9 @@ class Cache:
     def folder(self) -> Path:
         """Folder in use: exists, belongs to the current user, and is open to nobody else (mode 0700).
 
-        Usually `wanted_folder`. If that cannot be made so, a folder inside a temporary one, with one warning in the
-        log. The temporary folder is removed when the process ends. A forked process uses the temporary folder of its
-        parent.
+        Usually `wanted_folder`. If `wanted_folder` cannot be made private, a folder inside a temporary one, with one
+        warning in the log. The temporary folder is removed when the process ends. A forked process uses the temporary
+        folder of its parent.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Cache:
                 excess -= entry.n_bytes
         return _remove(outdated)
 
-    def clear(self) -> tuple[int, int]:
+    def empty(self) -> tuple[int, int]:
         """Remove all files but files being written; return the number of removed files and of removed bytes.
 
         A process with an open file can still read the contents.
@@ -145,7 +145,7 @@ class Cache:
 
 
 def user_cache_folder() -> Path:
-    """Return the folder for caches of the current user; it need not exist.
+    """Return the folder for caches of the current user, which need not exist.
 
     ``$XDG_CACHE_HOME`` if set to an absolute path; otherwise ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS and
     ``%LOCALAPPDATA%`` on Windows.

@@ -84,8 +84,8 @@ def check_results(atoms: Atoms, results: dict[str, Any], potential_name: str) ->
 def all_finite(array: NDArray[np.float64]) -> bool:
     """Whether all numbers are finite.
 
-    A finite sum of squares, which is faster, proves it. An infinite one may be an overflow, so each number is looked
-    at.
+    A finite sum of squares, which is fast to get, proves that all are. An infinite sum may be an overflow: then each
+    number is checked.
     """
     return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 

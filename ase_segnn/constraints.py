@@ -130,7 +130,7 @@ class MassWeightedInternals(FixInternals):
     .. math:: p' = p - B^T (B M^{-1} B^T)^{-1} B M^{-1} p
 
     with the derivatives B (n, 3N) of the n internal coordinates and the masses M. ASE's own form ignores the masses,
-    which heats all other motion. It also removes translation and rotation without counting their degrees of freedom.
+    which heats all other motion. ASE also removes translation and rotation without counting their degrees of freedom.
     """
 
     def adjust_momenta(self, atoms: Atoms, momenta: _Floats) -> None:

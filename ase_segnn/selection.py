@@ -56,9 +56,9 @@ def select_frames(
 ) -> Selection:
     r"""Select frames to label next, by the deviation of a committee and the distance to frames selected before.
 
-    Use this after dynamics with a committee. The frames with the largest deviations alone are mostly one event many
-    times over, because frames of a trajectory resemble their neighbors in time. Frames are selected one after another,
-    each time the one with the largest
+    Use `select_frames` after dynamics with a committee. The frames with the largest deviations alone are mostly one
+    event many times over, because frames of a trajectory resemble their neighbors in time. Frames are selected one
+    after another, each time the one with the largest
 
     .. math:: \max_i \sigma_i \cdot \min(1, d), \quad d^2 = \frac{1}{N} \sum_a \frac{(\Delta e_a)^2}{2 s_a^2}
 

@@ -242,4 +242,4 @@ def test_the_calculator_goes_on_where_nothing_can_be_kept(
     calculator = SEGNNCalculator("si-pbe", device="cpu")
     with caplog.at_level(logging.WARNING):
         calculator.get_property("energy", bulk("Si"))
-    assert "many times slower: what is compiled cannot be kept: [Errno 28] No space left on device" in caplog.text
+    assert "many times slower: the compiled library cannot be kept: [Errno 28] No space left on device" in caplog.text

@@ -24,13 +24,13 @@ class Kind(str, Enum):
 def cache(
     empty: Annotated[Kind | None, typer.Option(help="Remove the files of this cache.")] = None,
 ) -> None:
-    """Show the caches: compiled code, graphs of training data, simulated trajectories, downloads; or empty them."""
+    """Show or empty the caches: compiled code, graphs of training data, simulated trajectories, downloads."""
     from ase_segnn.caches import MOST_BYTES, Cache
 
     for name in MOST_BYTES:
         found = Cache(name)
         if empty is not None and empty.value in (name, Kind.all.value):
-            n_files, n_bytes = found.clear()
+            n_files, n_bytes = found.empty()
             typer.echo(f"{name}: removed {n_files} files, {_size(n_bytes)}")
         elif empty is None:
             entries = found.entries()

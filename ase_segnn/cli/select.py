@@ -39,7 +39,7 @@ def select(
     dtype: DTypeOption = DType.float32,
     force: ForceOption = False,
 ) -> None:
-    """Select frames of TRAJECTORY to label next: COMMITTEE disagrees about their forces, and they differ."""
+    """Select frames of TRAJECTORY to label next: frames that differ, with large deviations of COMMITTEE."""
     import ase.io
     from rich.console import Console
     from rich.progress import Progress

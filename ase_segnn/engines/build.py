@@ -59,7 +59,7 @@ def load_library(source: str) -> Any:
         try:
             _loaded[name] = _from_cache(name, source, compiler)
         except OSError as error:
-            raise NoCompilerError(f"what is compiled cannot be kept: {error}; {_WITHOUT}") from error
+            raise NoCompilerError(f"the compiled library cannot be kept: {error}; {_WITHOUT}") from error
     return _loaded[name]
 
 

@@ -92,8 +92,8 @@ def threads_may_run() -> bool:
 def undisturbed(function: Callable[[], _Result], *, torch_matters: bool = True) -> _Result:
     """Call a function in a thread where OpenMP works and torch is in its usual mode.
 
-    This is the current thread, unless the process was forked, or inference mode or autocast is on. Inference mode
-    allows no gradients, and autocast changes the precision of matrix products.
+    The function runs in the current thread, unless the process was forked, or inference mode or autocast is on.
+    Inference mode allows no gradients, and autocast changes the precision of matrix products.
 
     Parameters
     ----------

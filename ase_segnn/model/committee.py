@@ -1,4 +1,4 @@
-"""A committee: several potentials with different weights, whose disagreement shows where not to trust them."""
+"""A committee: several potentials with different weights. Their disagreement shows where not to trust a prediction."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Irreducible representations of O(3) in the notation of e3nn, such as 64x0e+64x1o.
 
-These classes equal those of e3nn. They exist because importing `e3nn.o3` takes seconds, for torch's compiler and sympy.
+The classes equal those of e3nn. Networks use these, because importing `e3nn.o3` also imports torch's compiler and
+sympy, which takes seconds.
 """
 
 from __future__ import annotations

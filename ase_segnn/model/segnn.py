@@ -68,13 +68,13 @@ class MessageNetwork(nn.Module):
 
     .. math:: m_i = \sum_j w_{ij}\, \phi_m(f_i, f_j, b_{ij}; a_{ij})
 
-    φ_m has two steerable layers, both steered by the edge attribute. The message scalars b enter twice. They are inputs
-    of the first layer, as in the paper. A small network also turns them into weights of the second layer's products,
+    φ_m has two steerable layers, both steered by the edge attribute. The message scalars b enter twice: as
+    inputs of the first layer, as in the paper, and through a small network as weights of the second layer's products;
     see `SEGNN`.
 
-    With fewer than two gates the second layer is linear. Its weights are the same for all edges, so they act once on
-    the sum over neighbors instead of on each message. The weights of the first layer act on nodes. Along an edge only
-    channelwise operations are left.
+    With fewer than two gates the second layer is linear. The weights of the second layer are the same for all edges,
+    and so act once on the sum over neighbors instead of on each message. The weights of the first layer act on nodes.
+    Along an edge only channelwise operations are left.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class SEGNNLayer(nn.Module):
 
     .. math:: f_i' = f_i + \phi_f(f_i, m_i; a_i)
 
-    The caller takes the sums m from `message` and hands them to `forward`.
+    The caller gets the sums m of messages from `message`, then calls `forward` with m.
     """
 
     def __init__(
@@ -175,8 +175,8 @@ class SEGNN(nn.Module):
 
     Differences from the paper's code, for the sake of potentials:
 
-    - The second message layer has no gate, unless `message_gates` is 2. Its weights then act on sums of messages
-      instead of on each message. `benchmarks/REJECTED.md`, "Network", compares both.
+    - The second message layer has no gate, unless `message_gates` is 2. Without a gate its weights act on sums of
+      messages instead of on each message. `benchmarks/REJECTED.md`, "Network", compares both.
     - `message_scalars` may be any functions of the distance, such as a radial basis, instead of the squared distance.
       Message scalars also make learned weights of the second layer's products, without which potentials learn slower.
     - `edge_weights` scale each message before the sum. With an envelope that ends at the cutoff, outputs stay smooth

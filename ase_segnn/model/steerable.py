@@ -2,7 +2,7 @@
 
 Inside the network a steerable feature is a tuple of one tensor (n, 2l+1, C) per entry of its irreps. Channels are last
 and contiguous, so that a product with weights is one large matrix product. e3nn's flat layout (n, irreps.dim) has the
-components of one channel next to each other; `split` converts from it, `flatten` to it.
+components of one channel next to each other. `split` converts from the flat layout, `flatten` to it.
 
 Example: 10 features of 64x0e+64x1o are the tensors (10, 1, 64) and (10, 3, 64), in the flat layout (10, 256).
 """
@@ -51,8 +51,8 @@ def sum_to(n_rows: int, index: Tensor, values: Tensor) -> Tensor:
 class Steering:
     r"""An attribute as the small matrices with which layers steer features.
 
-    Make one for the nodes and one for the edges, and hand it to all layers: each matrix is computed once, at its first
-    use. A feature of degree l1 and the attribute of degree l2 give a feature of degree l3 by the matrix
+    Make one `Steering` for the nodes and one for the edges, and give both to all layers. Each matrix is computed once,
+    at its first use. A feature of degree l1 and the attribute of degree l2 give a feature of degree l3 by the matrix
 
     .. math:: M_{m_1 m_3} = \sqrt{2 l_3 + 1} \sum_{m_2} C^{l_1 l_2 l_3}_{m_1 m_2 m_3} a_{m_2}
 
