@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ase_segnn.calculator import SEGNNCalculator
     from ase_segnn.engines.build import NoCompilerError
     from ase_segnn.evaluation import Evaluation, evaluate
-    from ase_segnn.graph import AtomicGraph
+    from ase_segnn.graphs.atomic_graph import AtomicGraph
     from ase_segnn.labels.names import LabelKeys
     from ase_segnn.model.committee import Committee, CommitteePrediction
     from ase_segnn.model.config import NetworkConfig, PotentialConfig
@@ -68,7 +68,7 @@ __all__ = [
 
 _MODULE_OF = {
     "SEGNN": "ase_segnn.model.segnn",
-    "AtomicGraph": "ase_segnn.graph",
+    "AtomicGraph": "ase_segnn.graphs.atomic_graph",
     "Committee": "ase_segnn.model.committee",
     "CommitteePrediction": "ase_segnn.model.committee",
     "Evaluation": "ase_segnn.evaluation",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ase_segnn._e3nn import o3
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.steerable import flatten

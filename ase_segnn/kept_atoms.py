@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ase import Atoms
 
-_State = tuple[bytes, bytes, bytes, bytes]  # positions, numbers, cell and pbc of atoms
-_NAMES = ("positions", "numbers", "cell", "pbc")
+from ase_segnn.graphs.verlet import Setting
+
+_State = tuple[bytes, Setting]  # positions and all else that results depend on
 
 
 class KeptAtoms:
@@ -24,21 +25,14 @@ class KeptAtoms:
 
     def changes(self, atoms: Atoms) -> list[str]:
         """Name what differs, as ASE names it; charges and magnetic moments do not count."""
-        now = _state(atoms)
-        if now == self._state:
-            return []
-        return [name for name, a, b in zip(_NAMES, now, self._state, strict=True) if a != b]
+        (positions, setting), (old_positions, old_setting) = _state(atoms), self._state
+        changed = ["positions"] if positions != old_positions else []
+        return changed + setting.differences(old_setting)
 
     def renewed(self, atoms: Atoms) -> KeptAtoms:
         """Return the atoms as they are now: these, made equal, where only positions and arrays differ."""
         kept, now = self.atoms, _state(atoms)
-        if (
-            now[1:] != self._state[1:]
-            or atoms.info
-            or atoms.constraints
-            or kept.constraints
-            or type(atoms) is not Atoms
-        ):
+        if now[1] != self._state[1] or atoms.info or atoms.constraints or kept.constraints or type(atoms) is not Atoms:
             return KeptAtoms(atoms)
         numbers = kept.numbers
         kept.arrays = {name: array.copy() for name, array in atoms.arrays.items() if name != "numbers"}
@@ -49,5 +43,4 @@ class KeptAtoms:
 
 
 def _state(atoms: Atoms) -> _State:
-    """Return what results depend on, as bytes: to compare them is much faster than arrays of few numbers."""
-    return atoms.positions.tobytes(), atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
+    return atoms.positions.tobytes(), Setting.of(atoms)

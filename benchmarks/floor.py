@@ -27,10 +27,10 @@ from speed import SYSTEMS
 from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
 from ase_segnn.engines.build import load_library
 from ase_segnn.engines.native import _merged
+from ase_segnn.graphs.neighbors import neighbor_list
 from ase_segnn.model.config import NetworkConfig
 from ase_segnn.model.native_source import NativeSource
 from ase_segnn.model.native_templates import prelude
-from ase_segnn.neighbors import neighbor_list
 
 _BLOCK = 32  # atoms
 _SIGMOID = 27  # operations of the exponential's series and the division

@@ -21,7 +21,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, recipe_for, store_of, write_frames
 
 from ase_segnn.caches import MOST_BYTES, Cache
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.zbl import ZBLRepulsion
 from ase_segnn.training import sources
 from ase_segnn.training.data import (

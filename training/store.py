@@ -29,10 +29,10 @@ from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
 from ase_segnn.files import written_whole
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.graphs.neighbors import neighbor_list
 from ase_segnn.labels import LABELS, LabelKeys, LabelReport
 from ase_segnn.labels.names import fingerprint
-from ase_segnn.neighbors import neighbor_list
 
 from .batches import LabeledGraph
 from .frames import Frame, FrameFiles

@@ -24,7 +24,7 @@ from torch import Tensor
 from ase_segnn.engines.boundary import Packed, address, aligned
 from ase_segnn.engines.build import load_library
 from ase_segnn.engines.surroundings import Lock, threads_may_run
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.edge_layout import Layout, edge_functions, why_not_along_edges
 from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.native_source import ARGUMENTS, NativeSource
@@ -74,6 +74,12 @@ class NativePotential:
         If what was compiled gives other results for a small structure than the plain potential.
     """
 
+    name = "compiled C++"
+    reason = ""
+    takes_far_pairs = True
+    takes_batches = True
+    follows_torch = False
+
     def __init__(self, potential: Potential) -> None:
         reason = why_not_native(potential)
         if reason is not None:
@@ -87,17 +93,11 @@ class NativePotential:
     def __reduce__(self) -> tuple[type[NativePotential], tuple[Potential]]:
         return NativePotential, (self._potential,)
 
-    def predict(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> Prediction:
-        """Return what `Potential.predict` returns, detached."""
-        arrays = self.evaluate(graph, derivatives=forces or stress)
-        wanted = {"forces": forces, "stress": stress}
-        return Prediction(**{name: torch.from_numpy(x) for name, x in arrays.items() if wanted.get(name, True)})
+    def evaluate(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        """Return what `Potential.predict` returns; the stress of a structure whose cell has no volume is nan.
 
-    def evaluate(self, graph: AtomicGraph, *, derivatives: bool = True) -> dict[str, NDArray[np.float64]]:
-        """Return energy (B,), atom_energies (N,) and, with derivatives, forces (N, 3) and stress (B, 3, 3).
-
-        The stress of a structure whose cell has no volume is nan. Results are arrays at once: each call fills
-        the caches with weights, and functions of torch are slow after that.
+        The tensors are made where they are read: each call fills the processor's caches with weights, and functions
+        of torch are slow after that.
 
         Raises
         ------
@@ -109,11 +109,13 @@ class NativePotential:
             If the graph holds no tensors with memory on the CPU.
         """
         with self._lock.now:
-            wrong, results = self._function(graph, derivatives=derivatives)
+            wrong, arrays = self._function(graph, derivatives=forces or stress)
         if wrong:
             kind, message = _WRONG[wrong]
             raise kind(message.format(elements=", ".join(self._potential.elements)))
-        return results
+        if forces != stress:  # they are computed together
+            del arrays["stress" if forces else "forces"]
+        return Prediction.from_arrays(arrays)
 
     def _compare(self) -> None:
         """Stop if energies or forces of a small crystal are not those of the plain potential.
@@ -129,7 +131,7 @@ class NativePotential:
         positions = spacing * (sites + rng.uniform(-0.2, 0.2, (12, 3)))
         atoms = Atoms(numbers, positions, cell=spacing * np.array([3, 3, 3]), pbc=True)
         graph = AtomicGraph.from_atoms(atoms, plain.cutoff)
-        result, expected = self.predict(graph), plain.predict(graph)
+        result, expected = self.evaluate(graph), plain.predict(graph)
         exact = copy.deepcopy(plain).double().predict(graph)
         for name in ("atom_energies", "forces"):
             value, rounded, target = (getattr(prediction, name) for prediction in (result, expected, exact))

@@ -11,8 +11,8 @@ from ase.data import covalent_radii
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
+from ase_segnn.graphs.neighbors import NeighborList, neighbor_list
 from ase_segnn.labels import LABELS
-from ase_segnn.neighbors import NeighborList, neighbor_list
 
 from ..frames import Frame
 

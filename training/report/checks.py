@@ -15,7 +15,7 @@ from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
 from ase_segnn.evaluation import predict
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 
 from ..frames import Frame
 from .predictions import Calibration, Predictions

@@ -11,7 +11,7 @@ from ase import Atoms
 from torch import Tensor
 
 from ase_segnn.checks import SMALLEST_VOLUME
-from ase_segnn.neighbors import neighbor_list
+from ase_segnn.graphs.neighbors import NeighborList, neighbor_list
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +51,19 @@ class AtomicGraph:
         backend: str = "auto",
         device: torch.device | str = "cpu",
     ) -> AtomicGraph:
-        """Build the graph of one structure; `backend` is one of `ase_segnn.neighbors.BACKENDS` or "auto"."""
+        """Build the graph of one structure; `backend` is one of `ase_segnn.graphs.backends.BACKENDS` or "auto"."""
         pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff, backend=backend, device=device)
+        return cls.from_pairs(atoms, pairs)
+
+    @classmethod
+    def from_pairs(cls, atoms: Atoms, pairs: NeighborList) -> AtomicGraph:
+        """Make the graph of one structure whose pairs are known, on the device of the pairs."""
+        device = pairs.centers.device
         return cls(
             positions=torch.as_tensor(np.array(atoms.positions, dtype=np.float64), device=device),
-            atomic_numbers=torch.as_tensor(np.array(atoms.numbers, dtype=np.int64), device=device),
-            cell=torch.as_tensor(np.array(atoms.cell.array, dtype=np.float64), device=device)[None],
-            pbc=torch.as_tensor(atoms.pbc.copy(), device=device)[None],
+            atomic_numbers=numbers_of(atoms, device),
+            cell=torch.as_tensor(np.array(atoms.cell.array[None], dtype=np.float64), device=device),
+            pbc=torch.tensor(atoms.pbc[None], device=device),
             centers=pairs.centers,
             neighbors=pairs.neighbors,
             cell_shifts=pairs.cell_shifts.to(torch.float64),
@@ -168,3 +174,8 @@ class AtomicGraph:
     def to(self, device: torch.device | str) -> AtomicGraph:
         """Return this graph with every tensor on `device`."""
         return AtomicGraph(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def numbers_of(atoms: Atoms, device: torch.device | str) -> Tensor:
+    """Return the atomic numbers of atoms, (N,) int64."""
+    return torch.as_tensor(np.array(atoms.numbers, dtype=np.int64), device=device)

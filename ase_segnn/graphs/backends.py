@@ -1,35 +1,34 @@
-"""How the backends of `ase_segnn.neighbors` find pairs. They may find some that are farther apart than the cutoff."""
+"""One function for each backend of the neighbor search; `ase_segnn.graphs.neighbors` says which to use when.
+
+Each returns centers, neighbors and cell shifts in any order, and may find pairs somewhat farther apart than the cutoff.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-_Floats = NDArray[np.float64]
-_Integers = NDArray[np.int64]
-_Bools = NDArray[np.bool_]
+from ase_segnn.graphs.cells import Bools, Floats, Integers, cell_inverse, in_box, round_shifts
+
+BACKENDS = ("matscipy", "vesin", "torch-cluster", "brute-force")
 
 # matscipy makes bins as wide as the cutoff, which in a large vacuum would be slow and fill the memory.
 _MAX_BINS = 1_000_000
 # torch-cluster takes memory for this many neighbors of every atom, more if it turns out that they do not suffice.
 _CLUSTER_NEIGHBORS = 64
-# Places in the cell are exact to a millionth of its vectors there.
-_MAX_CELLS_AWAY = 1e9
 
 
-def matscipy_pairs(x: _Floats, h: _Floats, periodic: _Bools, cutoff: float) -> tuple[_Integers, _Integers, _Integers]:
+def matscipy_pairs(x: Floats, h: Floats, periodic: Bools, cutoff: float) -> tuple[Integers, Integers, Integers]:
     """Wrap the atoms into a box, periodic where the structure is and around all atoms elsewhere, and ask matscipy."""
     from matscipy.neighbours import neighbour_list
 
     if len(x) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64)
-    inside, box, outside = _in_box(x, h, periodic)
+    inside, box, outside = in_box(x, h, periodic)
     # a wider search needs fewer bins, and what is too far is dropped later
     widths = (1 / np.linalg.norm(np.linalg.inv(box), axis=0)).tolist()
     while math.prod(max(width / cutoff, 1.0) for width in widths) > _MAX_BINS:
@@ -39,9 +38,9 @@ def matscipy_pairs(x: _Floats, h: _Floats, periodic: _Bools, cutoff: float) -> t
 
 
 def vesin_pairs(
-    x: _Floats, h: _Floats, periodic: _Bools, cutoff: float, device: torch.device
+    x: Floats, h: Floats, periodic: Bools, cutoff: float, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do the same with vesin, on the device.
+    """Wrap the atoms into the same box, and ask vesin, on the device.
 
     Raises
     ------
@@ -58,7 +57,7 @@ def vesin_pairs(
     if len(x) == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return empty, empty, empty.new_zeros(0, 3)
-    inside, box, outside = _in_box(x, h, periodic)
+    inside, box, outside = in_box(x, h, periodic)
     points, vectors, wrapped = (torch.tensor(array, device=device) for array in (inside, box, outside))
     search = NeighborList(cutoff=cutoff, full_list=True)
     i, j, s = search.compute(points, vectors, torch.tensor(periodic, device=device), "ijS")
@@ -66,9 +65,7 @@ def vesin_pairs(
     return i, j, s + wrapped[i] - wrapped[j]
 
 
-def brute_force_pairs(
-    x: _Floats, h: _Floats, periodic: _Bools, cutoff: float
-) -> tuple[_Integers, _Integers, _Integers]:
+def brute_force_pairs(x: Floats, h: Floats, periodic: Bools, cutoff: float) -> tuple[Integers, Integers, Integers]:
     """Try, for each pair, every cell shift near the one that brings the two atoms next to each other.
 
     With b the reciprocal vectors (columns of the pseudo-inverse of h), a pair vector r of length below the cutoff has
@@ -89,7 +86,7 @@ def brute_force_pairs(
     return centers, neighbors, cell_shifts
 
 
-def torch_cluster_pairs(x: _Floats, cutoff: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def torch_cluster_pairs(x: Floats, cutoff: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Search without periodicity, on the device.
 
     torch-cluster leaves out neighbors, without a word, of atoms that have more than it was told to keep. So the search
@@ -120,47 +117,3 @@ def torch_cluster_pairs(x: _Floats, cutoff: float, device: torch.device) -> tupl
         room = min(4 * room, n_atoms)
     distinct = centers != neighbors
     return centers[distinct], neighbors[distinct]
-
-
-def _in_box(x: _Floats, h: _Floats, periodic: _Bools) -> tuple[_Floats, _Floats, _Integers]:
-    """Wrap atoms into a box at the origin, the cell where the structure is periodic and around all atoms elsewhere.
-
-    Returns
-    -------
-    positions in the box (N, 3), the box (3, 3), and by how many cells atoms had been outside (N, 3)
-    """
-    outside = round_shifts(np.floor, x, h, periodic)
-    wrapped = x - outside @ h
-    normals = np.linalg.svd(h)[2][np.count_nonzero(periodic) :]  # rows, orthonormal, across the periodic vectors
-    heights = wrapped @ normals.T
-    box = h.copy()
-    box[~periodic] = (np.ptp(heights, axis=0) + 1.0)[:, None] * normals
-    return wrapped - (heights.min(axis=0) - 0.5) @ normals, box, outside
-
-
-def cell_inverse(h: _Floats, periodic: _Bools) -> _Floats:
-    """Pseudo-inverse of the cell, (3, 3) 1/Å; its columns are the reciprocal vectors, zero where nothing repeats."""
-    inverse = np.zeros((3, 3))
-    if periodic.all():
-        inverse[:] = np.linalg.inv(h)
-    elif periodic.any():
-        inverse[:, periodic] = np.linalg.pinv(h[periodic])
-    return inverse
-
-
-def round_shifts(rounding: Callable[[_Floats], _Floats], vectors: _Floats, h: _Floats, periodic: _Bools) -> _Integers:
-    """Round (..., 3) Å to whole cell vectors, (..., 3); zero along directions that are not periodic.
-
-    Raises
-    ------
-    ValueError
-        If there is a vector so long that its place in the cell is lost in rounding errors.
-    """
-    shifts = rounding(vectors @ cell_inverse(h, periodic))
-    farthest = np.abs(shifts).max(initial=0)
-    if farthest > _MAX_CELLS_AWAY:
-        raise ValueError(
-            f"an atom is {farthest:.1e} cells away, at most {_MAX_CELLS_AWAY:.0e} are allowed, since positions lose "
-            "their digits there; was the time step too long? Otherwise wrap the atoms into the cell"
-        )
-    return shifts.astype(np.int64)
