@@ -35,7 +35,7 @@ from ase_segnn.results import results_of
 from ase_segnn.uncertainty import DeviationLimit
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
+EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
 _DEVIATIONS = ["energy_std", "energies_std", "forces_std"]  # of committees
 
 
@@ -309,7 +309,7 @@ class SEGNNCalculator(Calculator):
 
     def _evaluate_many(self, structures: Sequence[Atoms], *, derivatives: bool) -> Iterator[dict[str, Any]]:
         engine = self.engine
-        most_edges = _EDGES_TOGETHER if engine.takes_batches else 1
+        most_edges = EDGES_TOGETHER if engine.takes_batches else 1
         graphs = batches(structures, self._potential.cutoff, most_edges, backend=self._backend, device=self._device)
         while (batch := undisturbed(lambda: next(graphs, None))) is not None:
             start, graph = batch

@@ -28,7 +28,7 @@ def check_elements(atoms: Atoms, elements: Mapping[int, str], potential_name: st
     ------
     ValueError
     """
-    unknown = sorted(set(atoms.numbers.tolist()) - elements.keys())
+    unknown = sorted(set(atoms.numbers.tolist()).difference(elements))
     if unknown:
         symbols = [chemical_symbols[z] if 0 <= z < len(chemical_symbols) else f"Z={z}" for z in unknown]
         raise ValueError(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ase import Atoms
 
-from ase_segnn.graphs.verlet import Setting
+from ase_segnn.graphs.verlet import SETTING, setting_of
 
-_State = tuple[bytes, Setting]  # positions and all else that results depend on
+_State = tuple[bytes, ...]  # all that results depend on, as named below
+_NAMES = ("positions", *SETTING)
 
 
 class KeptAtoms:
@@ -25,14 +26,21 @@ class KeptAtoms:
 
     def changes(self, atoms: Atoms) -> list[str]:
         """Name what differs, as ASE names it; charges and magnetic moments do not count."""
-        (positions, setting), (old_positions, old_setting) = _state(atoms), self._state
-        changed = ["positions"] if positions != old_positions else []
-        return changed + setting.differences(old_setting)
+        now = _state(atoms)
+        if now == self._state:
+            return []
+        return [name for name, a, b in zip(_NAMES, now, self._state, strict=True) if a != b]
 
     def renewed(self, atoms: Atoms) -> KeptAtoms:
         """Return the atoms as they are now: these, made equal, where only positions and arrays differ."""
         kept, now = self.atoms, _state(atoms)
-        if now[1] != self._state[1] or atoms.info or atoms.constraints or kept.constraints or type(atoms) is not Atoms:
+        if (
+            now[1:] != self._state[1:]
+            or atoms.info
+            or atoms.constraints
+            or kept.constraints
+            or type(atoms) is not Atoms
+        ):
             return KeptAtoms(atoms)
         numbers = kept.numbers
         kept.arrays = {name: array.copy() for name, array in atoms.arrays.items() if name != "numbers"}
@@ -43,4 +51,5 @@ class KeptAtoms:
 
 
 def _state(atoms: Atoms) -> _State:
-    return atoms.positions.tobytes(), Setting.of(atoms)
+    """Return what results depend on, as bytes."""
+    return atoms.positions.tobytes(), *setting_of(atoms)

@@ -518,7 +518,7 @@ def test_results_that_are_not_finite_stop_the_run(
 def test_many_structures_equal_single_ones(
     potential: Potential, monkeypatch: pytest.MonkeyPatch, most_edges: int
 ) -> None:
-    monkeypatch.setattr(calculator_module, "_EDGES_TOGETHER", most_edges)
+    monkeypatch.setattr(calculator_module, "EDGES_TOGETHER", most_edges)
     calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
     structures = [*SYSTEMS.values()]
     before = [atoms.copy() for atoms in structures]

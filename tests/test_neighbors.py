@@ -113,7 +113,7 @@ class TestTorchCluster:
 
     @pytest.mark.parametrize("n_atoms", [0, 1, 2, 3, 4, 5, 30])
     def test_neighbors_that_it_leaves_out_are_found(self, fake, monkeypatch, n_atoms):
-        monkeypatch.setattr(backends, "_CLUSTER_NEIGHBORS", 3)
+        monkeypatch.setattr(backends, "CLUSTER_NEIGHBORS", 3)
         positions = np.random.default_rng(2).uniform(0, 3, (n_atoms, 3))
         found = neighbor_list(positions, np.zeros((3, 3)), MOLECULE, 2.5, backend="torch-cluster")
         assert_same_pairs(found, brute_force(positions, np.zeros((3, 3)), MOLECULE, 2.5))
@@ -129,7 +129,7 @@ class TestTorchCluster:
         pytest.importorskip("torch_cluster")
         positions = np.random.default_rng(2).uniform(0, 4, (300, 3))
         found = neighbor_list(positions, np.zeros((3, 3)), MOLECULE, 3.0, backend="torch-cluster")
-        assert found.centers.bincount().max() > backends._CLUSTER_NEIGHBORS
+        assert found.centers.bincount().max() > backends.CLUSTER_NEIGHBORS
         assert_same_pairs(found, brute_force(positions, np.zeros((3, 3)), MOLECULE, 3.0))
 
     def test_refuses_periodic_structures(self):

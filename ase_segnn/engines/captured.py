@@ -114,7 +114,7 @@ class CapturedPotential:
         _log.debug("recorded the potential for %d atoms and up to %d pairs", graph.n_atoms, n_edges)
         recording = _Recording(still, results, replay)
         prediction = self._replay(recording, graph)
-        _compare(self._potential, prediction, graph)
+        compare_with_plain(self._potential, prediction, graph)
         self._recording = recording
         return prediction
 
@@ -139,7 +139,7 @@ class CapturedPotential:
         return AtomicGraph.batch([graph, padding])
 
 
-def _compare(potential: Potential, result: Prediction, graph: AtomicGraph) -> None:
+def compare_with_plain(potential: Potential, result: Prediction, graph: AtomicGraph) -> None:
     """Stop if a result is not that of `Potential.predict`, by the scale of forces and energies in training or here.
 
     Raises

@@ -160,16 +160,9 @@ class AtomicGraph:
 
     def moved(self, positions: Tensor, cell: Tensor) -> AtomicGraph:
         """Return this graph with other positions (N, 3) and cells (B, 3, 3), and all else the same tensors."""
-        return AtomicGraph(
-            positions=positions,
-            atomic_numbers=self.atomic_numbers,
-            cell=cell,
-            pbc=self.pbc,
-            centers=self.centers,
-            neighbors=self.neighbors,
-            cell_shifts=self.cell_shifts,
-            structure=self.structure,
-        )
+        graph = object.__new__(AtomicGraph)  # to go through `__init__` takes longer, and this is done at every step
+        vars(graph).update(vars(self), positions=positions, cell=cell)
+        return graph
 
     def to(self, device: torch.device | str) -> AtomicGraph:
         """Return this graph with every tensor on `device`."""

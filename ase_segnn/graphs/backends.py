@@ -19,7 +19,7 @@ BACKENDS = ("matscipy", "vesin", "torch-cluster", "brute-force")
 # matscipy makes bins as wide as the cutoff, which in a large vacuum would be slow and fill the memory.
 _MAX_BINS = 1_000_000
 # torch-cluster takes memory for this many neighbors of every atom, more if it turns out that they do not suffice.
-_CLUSTER_NEIGHBORS = 64
+CLUSTER_NEIGHBORS = 64
 
 
 def matscipy_pairs(x: Floats, h: Floats, periodic: Bools, cutoff: float) -> tuple[Integers, Integers, Integers]:
@@ -109,7 +109,7 @@ def torch_cluster_pairs(x: Floats, cutoff: float, device: torch.device) -> tuple
         empty = torch.zeros(0, dtype=torch.int64, device=device)
         return empty, empty
     points = torch.tensor(x, device=device)
-    room = min(_CLUSTER_NEIGHBORS, n_atoms)
+    room = min(CLUSTER_NEIGHBORS, n_atoms)
     while True:
         centers, neighbors = radius(points, points, cutoff, max_num_neighbors=room)  # each atom finds itself, too
         if room == n_atoms or int(torch.bincount(centers).max()) < room:

@@ -10,7 +10,6 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,21 +24,16 @@ from ase_segnn.graphs.neighbors import NeighborList, choose_backend, close_pairs
 _log = logging.getLogger(__name__)
 
 
-class Setting(NamedTuple):
-    """Everything of a structure but its positions, as bytes: these are compared faster than arrays of few numbers."""
+Setting = tuple[bytes, bytes, bytes]
+SETTING = ("numbers", "cell", "pbc")
 
-    numbers: bytes
-    cell: bytes
-    pbc: bytes
 
-    @classmethod
-    def of(cls, atoms: Atoms) -> Setting:
-        """Return the setting of atoms as they are now."""
-        return cls(atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes())
+def setting_of(atoms: Atoms) -> Setting:
+    """Return all that defines a structure but its positions, as named in `SETTING`.
 
-    def differences(self, other: Setting) -> list[str]:
-        """Return the names of what differs."""
-        return [] if self == other else [name for name, a, b in zip(self._fields, self, other, strict=True) if a != b]
+    Bytes are compared faster than arrays of few numbers.
+    """
+    return atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
 
 
 class VerletGraphs:
@@ -135,7 +129,7 @@ class VerletGraphs:
 
     def _updated(self, atoms: Atoms) -> tuple[_Kept, Floats]:
         """Return what is to be kept from now on, the same object where nothing of it changed, and the present cell."""
-        setting, kept = Setting.of(atoms), self._kept
+        setting, kept = setting_of(atoms), self._kept
         if kept is not None and setting == kept.setting and kept.holds_near(atoms.positions, self._skin):
             return kept, kept.cell  # as in most steps of dynamics
         x, h, periodic = checked_structure(atoms.positions, atoms.cell.array, atoms.pbc)
@@ -193,7 +187,7 @@ class _Kept:
 
     def followed(self, x: Floats, h: Floats, periodic: Bools, cutoff: float, skin: float) -> _Kept | None:
         """Return the pairs with shifts that fit the present positions, or None if there could be others by now."""
-        if len(x) != len(self.positions) or periodic.tobytes() != self.setting.pbc:
+        if len(x) != len(self.positions) or periodic.tobytes() != self.pbc.tobytes():
             return None
         displacements = x - self.positions
         smallest_stretch = 1.0
@@ -219,9 +213,9 @@ class _Kept:
     def adjusted(self, atoms: Atoms, setting: Setting, h: Floats) -> _Kept:
         """Return the same pairs for atoms that may be of other elements, in a cell that may differ where unused."""
         kept = self
-        if setting.numbers != kept.setting.numbers:
+        if setting[0] != kept.setting[0]:
             graph = replace(kept.graph, atomic_numbers=numbers_of(atoms, kept.graph.centers.device))
-            kept = replace(kept, setting=kept.setting._replace(numbers=setting.numbers), graph=graph)
+            kept = replace(kept, setting=(setting[0], *kept.setting[1:]), graph=graph)
         if setting != kept.setting and h.tobytes() == kept.cell.tobytes():
             kept = replace(kept, setting=setting)
         return kept

@@ -51,7 +51,7 @@ class Prediction:
         Each tensor shares the memory of its array and is made when it is read for the first time. To make all tensors
         at once takes 5 % of the time in which a small network in compiled C++ evaluates a molecule.
         """
-        prediction = cls.__new__(cls)
+        prediction = object.__new__(cls)
         vars(prediction)["_arrays"] = arrays
         return prediction
 
@@ -71,9 +71,10 @@ class Prediction:
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
         """Return what there is of it as arrays, by the names above."""
-        if "_arrays" in vars(self):
-            return dict(vars(self)["_arrays"])
-        return {name: tensor.numpy(force=True) for name, tensor in self._given().items()}
+        arrays: dict[str, NDArray[np.float64]] | None = vars(self).get("_arrays")
+        if arrays is None:
+            arrays = {name: tensor.numpy(force=True) for name, tensor in self._given().items()}
+        return arrays
 
     def _given(self) -> dict[str, Tensor]:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
