@@ -22,7 +22,7 @@ from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.potential_file import Provenance, save_potential
 from ase_segnn.potentials import path_of
-from ase_segnn.training.finetuning import adapt_energies, freeze, start_from
+from ase_segnn.training.fit.finetuning import adapt_energies, freeze, start_from
 
 SYSTEMS = systems()
 MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"

@@ -17,8 +17,8 @@ from ase_segnn.engines.build import NoCompilerError
 from ase_segnn.engines.message_kernels import message_kernels, why_no_kernels
 from ase_segnn.model.config import NetworkConfig
 from ase_segnn.model.segnn import SEGNN
-from ase_segnn.training.batches import LabeledGraph
-from ase_segnn.training.step import PotentialLoss, gradients
+from ase_segnn.training.data.batches import LabeledGraph
+from ase_segnn.training.fit.step import PotentialLoss, gradients
 
 pytestmark = needs_compiler
 

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
 from ase_segnn.graph import AtomicGraph
-from ase_segnn.training.frames import Frame
+from ase_segnn.training.data.frames import Frame
 from ase_segnn.training.report import examine, write_report
 from ase_segnn.training.report.checks import (
     Survey,

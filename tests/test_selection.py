@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ase_segnn import Committee, SEGNNCalculator, save_potential, select_frames
 from ase_segnn.cli import app
 from ase_segnn.potential_file import Provenance
-from ase_segnn.training.frames import Frame
+from ase_segnn.training.data.frames import Frame
 
 MEMBERS = [random_potential(CONFIGS["with ZBL"], seed=seed).double() for seed in range(3)]
 

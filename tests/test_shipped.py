@@ -19,9 +19,9 @@ from ase_segnn import SEGNNCalculator
 from ase_segnn.potential_file import read_header
 from ase_segnn.potentials import path_of, shipped_potentials
 from ase_segnn.training import Recipe, load_recipe
-from ase_segnn.training.frames import read_frames
+from ase_segnn.training.data.frames import read_frames
+from ase_segnn.training.data.sources import locate_all
 from ase_segnn.training.report import predict_frames
-from ase_segnn.training.sources import locate_all
 
 NAMES = sorted(shipped_potentials())
 MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"

@@ -14,10 +14,10 @@ from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, tiny
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.model.steerable import SteerableLinear
-from ase_segnn.training.batches import BatchLimits, LabeledGraph, divide, padded_batch
-from ase_segnn.training.optimizers import Muon, make_optimizers
+from ase_segnn.training.data.batches import BatchLimits, LabeledGraph, divide, padded_batch
+from ase_segnn.training.fit.optimizers import Muon, make_optimizers
+from ase_segnn.training.fit.step import CompiledStep, PotentialLoss, gradients
 from ase_segnn.training.recipe import OptimizationSection
-from ase_segnn.training.step import CompiledStep, PotentialLoss, gradients
 
 COEFFICIENTS = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
 

@@ -28,11 +28,12 @@ from ase_segnn.engines.build import NoCompilerError
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import read_header
-from ase_segnn.training import load_recipe, run_recipe, sources, train
-from ase_segnn.training.batches import LabeledGraph
+from ase_segnn.training import load_recipe, run_recipe, train
+from ase_segnn.training.data import sources
+from ase_segnn.training.data.batches import LabeledGraph
+from ase_segnn.training.data.frames import read_frames
 from ase_segnn.training.fit import CHECKPOINT
-from ase_segnn.training.frames import read_frames
-from ase_segnn.training.module import TrainingModule
+from ase_segnn.training.fit.module import TrainingModule
 from ase_segnn.training.recipe import Recipe, make_recipe
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -563,7 +564,7 @@ def test_the_progress_bar_tells_errors_speed_and_time_left(
 def test_a_logger_that_is_not_installed_is_named(
     tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ase_segnn.training.fit.find_spec", lambda _: None, raising=True)
+    monkeypatch.setattr("ase_segnn.training.fit.trainer.find_spec", lambda _: None, raising=True)
     with pytest.raises(ImportError, match="logger: wandb needs the package: pip install wandb"):
         run_recipe(short(frames_file).model_copy(update={"logger": "wandb"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from ase_segnn.potential_file import PotentialHeader, load_potential, read_heade
 from ase_segnn.potentials import path_of
 
 from .data import Subset, TrainingData, read_store, whole
-from .finetuning import adapt_energies, freeze, start_from
+from .fit import adapt_energies, freeze, start_from
 from .recipe import DataSection
 from .report import examine
 

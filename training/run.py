@@ -21,13 +21,12 @@ from ase_segnn.potential_file import save_potential
 
 from .audit import Auditor, one_line
 from .base import Base
-from .card import write_card
 from .data import TrainingData, least_squares_energies
-from .fit import CHECKPOINT, FitResult, check_machine, fit, with_epochs, worth_compiling
+from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of, without_places
-from .potential_module import PotentialModule
 from .recipe import Recipe
 from .report import Verdict, examine, write_report
+from .report.card import write_card
 
 logger = logging.getLogger(__name__)
 

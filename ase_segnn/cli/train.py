@@ -43,7 +43,7 @@ def train(
     """Train a potential: potential file, model card, report, audit of the data and checkpoint in one folder."""
     try:
         from ase_segnn.training import read_recipe_file, run_recipe
-        from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
+        from ase_segnn.training.particles import ParticleRecipe, run_particles
         from ase_segnn.training.recipe import Recipe, key_and_value, make_recipe, set_key
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("ase_segnn"):
@@ -64,7 +64,7 @@ def train(
     source = "these options" if recipe is None else f"recipe '{recipe}'"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if "system" in raw:
-        particles = run_dynamics(make_recipe(raw, source, DynamicsRecipe), output, resume=resume, overwrite=force)
+        particles = run_particles(make_recipe(raw, source, ParticleRecipe), output, resume=resume, overwrite=force)
         for name, mean_square in particles.errors.items():
             typer.echo(f"{name}: {mean_square:.5g}")
         _show_files(particles.files)

@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 
 from ase_segnn.labels import LABELS, LabelReport
 
-from ..frames import Frame
+from ..data.frames import Frame
 from . import checks, energies, page
 from .findings import Collected, Finding
 from .numbers import Rows, Spread, measure, without_placeholders

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ase_segnn.labels import LABELS
 from ase_segnn.neighbors import NeighborList, neighbor_list
 
-from ..frames import Frame
+from ..data.frames import Frame
 
 _Floats = NDArray[np.float64]
 Row = tuple[float | int | bool | tuple[float, ...], ...]

@@ -21,7 +21,7 @@ from ase import units
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
-from ..frames import Frame
+from ..data.frames import Frame
 
 _Floats = NDArray[np.float64]
 

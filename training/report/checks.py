@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ase_segnn.evaluation import predict
 from ase_segnn.graph import AtomicGraph
 
-from ..frames import Frame
+from ..data.frames import Frame
 from .predictions import Calibration, Predictions
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from ase_segnn.evaluation import Evaluation, predict_named
 from ase_segnn.labels import LABELS
 
-from ..frames import Frame
+from ..data.frames import Frame
 
 _FRAMES_TOGETHER = 64  # that are held in memory
 

@@ -16,7 +16,7 @@ from ase.calculators.calculator import Calculator
 
 from ase_segnn.files import written_whole
 
-from ..frames import Frame
+from ..data.frames import Frame
 from . import checks, figures
 from .checks import DimerCurve, Survey, Verdict, VolumeCurve
 from .page import bullets, page, paragraph, picture, section, table

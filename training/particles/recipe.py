@@ -67,7 +67,7 @@ class NetworkSection(Section):
     Parameters
     ----------
     width : the features have as many copies of each degree as give their products with the attributes no fewer weights
-        than a layer of this width has without steering, see `ase_segnn.training.dynamics.network.balanced_irreps`
+        than a layer of this width has without steering, see `ase_segnn.training.particles.network.balanced_irreps`
     l_max : highest degree of the features
     l_max_attributes : highest degree of the attributes
     n_layers : rounds of messages
@@ -92,7 +92,7 @@ class NetworkSection(Section):
         return self
 
 
-class DynamicsRecipe(RunSection):
+class ParticleRecipe(RunSection):
     """A whole training run on simulated particles. These keys are added to those of `RunSection`.
 
     Parameters

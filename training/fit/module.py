@@ -15,8 +15,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from ..recipe import FitSection, RunSection
 from .optimizers import make_optimizers
-from .recipe import FitSection, RunSection
 from .step import Batch, CompiledStep, Loss, gradients
 
 logger = logging.getLogger(__name__)

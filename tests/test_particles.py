@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 from ase_segnn._e3nn import o3
 from ase_segnn.cli import app
 from ase_segnn.model.steerable import SteerableLinear
-from ase_segnn.training.dynamics import DynamicsRecipe, ParticleNetwork, load_network, run_dynamics
-from ase_segnn.training.dynamics.graphs import ParticleGraphs
-from ase_segnn.training.dynamics.module import ParticleLoss
-from ase_segnn.training.dynamics.network import balanced_irreps, save_network
-from ase_segnn.training.dynamics.recipe import NetworkSection, SystemSection
-from ase_segnn.training.dynamics.run import mean_square, particle_sets, predict
-from ase_segnn.training.dynamics.simulators import (
+from ase_segnn.training.fit.step import CompiledStep, gradients
+from ase_segnn.training.particles import ParticleNetwork, ParticleRecipe, load_network, run_particles
+from ase_segnn.training.particles.graphs import ParticleGraphs
+from ase_segnn.training.particles.module import ParticleLoss
+from ase_segnn.training.particles.network import balanced_irreps, save_network
+from ase_segnn.training.particles.recipe import NetworkSection, SystemSection
+from ase_segnn.training.particles.run import mean_square, particle_sets, predict
+from ase_segnn.training.particles.simulators import (
     ChargedSystem,
     GravitySystem,
     coulomb_forces,
@@ -31,9 +32,8 @@ from ase_segnn.training.dynamics.simulators import (
     leapfrog,
 )
 from ase_segnn.training.recipe import make_recipe
-from ase_segnn.training.step import CompiledStep, gradients
 
-RECIPES = Path(__file__).parents[1] / "training" / "dynamics"
+RECIPES = Path(__file__).parents[1] / "training" / "particles"
 SMALL = {"width": 8, "n_layers": 2}
 
 
@@ -47,7 +47,7 @@ def system_of(cache: Path, **changes: Any) -> dict[str, Any]:
     return {"kind": "charged", "train": 25, "validation": 8, "test": 12, "cache": str(cache), **changes}
 
 
-def recipe_for(cache: Path, **changes: Any) -> DynamicsRecipe:
+def recipe_for(cache: Path, **changes: Any) -> ParticleRecipe:
     raw = {
         "name": "tiny",
         "system": system_of(cache),
@@ -55,7 +55,7 @@ def recipe_for(cache: Path, **changes: Any) -> DynamicsRecipe:
         "optimization": {"epochs": 3, "batch_size": 10},
         "validate_every": 2,
     }
-    return make_recipe({**raw, **changes}, "this", DynamicsRecipe)
+    return make_recipe({**raw, **changes}, "this", ParticleRecipe)
 
 
 def network_of(seed: int = 0, **settings: Any) -> ParticleNetwork:
@@ -225,7 +225,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 def test_a_run_learns_and_writes_its_files(cache: Path, tmp_path: Path) -> None:
     recipe = recipe_for(cache, optimization={"epochs": 40, "batch_size": 10, "learning_rate": 5e-3})
     state = torch.get_rng_state()
-    result = run_dynamics(recipe, tmp_path / "run")
+    result = run_particles(recipe, tmp_path / "run")
     assert torch.equal(state, torch.get_rng_state())
     losses = [float(row["loss"]) for row in rows_of(tmp_path / "run")]
     assert losses[-1] < 0.5 * losses[0]
@@ -245,26 +245,26 @@ def test_a_run_learns_and_writes_its_files(cache: Path, tmp_path: Path) -> None:
     assert page.count("data:image/png") == 2
     settled = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert list(settled)[:3] == ["name", "system", "network"]  # what is learned comes before how
-    assert make_recipe(settled, "this", DynamicsRecipe).compile == "auto"
+    assert make_recipe(settled, "this", ParticleRecipe).compile == "auto"
 
 
 @pytest.mark.usefixtures("no_particle_report")
 def test_a_run_is_not_overwritten_nor_taken_for_another(cache: Path, tmp_path: Path) -> None:
-    run_dynamics(recipe_for(cache), tmp_path / "run")
+    run_particles(recipe_for(cache), tmp_path / "run")
     with pytest.raises(FileExistsError, match="holds a run already"):
-        run_dynamics(recipe_for(cache), tmp_path / "run")
+        run_particles(recipe_for(cache), tmp_path / "run")
     with pytest.raises(ValueError, match="another run, with other trajectories"):
-        run_dynamics(recipe_for(cache, system=system_of(cache, seed=1)), tmp_path / "run", resume=True)
+        run_particles(recipe_for(cache, system=system_of(cache, seed=1)), tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="another run, with other network"):
-        run_dynamics(recipe_for(cache, network={"width": 4}), tmp_path / "run", resume=True)
+        run_particles(recipe_for(cache, network={"width": 4}), tmp_path / "run", resume=True)
 
 
 @pytest.mark.usefixtures("no_particle_report")
 def test_a_killed_run_resumes(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ase_segnn.training.dynamics.module import ParticleModule
+    from ase_segnn.training.particles.module import ParticleModule
 
     recipe = recipe_for(cache, optimization={"epochs": 6, "batch_size": 10})
-    whole = run_dynamics(recipe, tmp_path / "whole")
+    whole = run_particles(recipe, tmp_path / "whole")
 
     def fail_in_fifth_epoch(module: ParticleModule, batch: ParticleGraphs, batch_idx: int) -> None:
         if module.current_epoch == 4:
@@ -275,8 +275,8 @@ def test_a_killed_run_resumes(cache: Path, tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(ParticleModule, "training_step", fail_in_fifth_epoch)
         with pytest.raises(RuntimeError, match="killed"):
-            run_dynamics(recipe, tmp_path / "parts")
-    resumed = run_dynamics(recipe, tmp_path / "parts", resume=True)
+            run_particles(recipe, tmp_path / "parts")
+    resumed = run_particles(recipe, tmp_path / "parts", resume=True)
     assert resumed.errors == whole.errors
     losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("whole", "parts")]
     assert losses[0] == losses[1]
@@ -314,7 +314,7 @@ def test_the_command_runs_recipes_of_systems(cache: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid(path: Path) -> None:
-    recipe = make_recipe(yaml.safe_load(path.read_text()), path.name, DynamicsRecipe)
+    recipe = make_recipe(yaml.safe_load(path.read_text()), path.name, ParticleRecipe)
     assert recipe.name == path.stem.replace("_", "-")
     assert path.stem.startswith(recipe.system.kind)
 
@@ -358,4 +358,4 @@ def test_files_of_networks(tmp_path: Path) -> None:
 @pytest.fixture
 def no_particle_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the report, which takes longer than tiny runs."""
-    monkeypatch.setattr("ase_segnn.training.dynamics.run.write_report", lambda *_: None)
+    monkeypatch.setattr("ase_segnn.training.particles.run.write_report", lambda *_: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
-from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, Remark, choose_labels
+from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, LabelReport, Remark, choose_labels
 from ase_segnn.structures import selected
 
 from .sources import DataFile
+
+logger = logging.getLogger(__name__)
 
 # What the options for names of labels are called in messages.
 LABEL_OPTIONS = {label: f"data.{label}_key" for label in LABELS}
@@ -128,6 +131,15 @@ def read_atoms(path: Path, name: str | None = None) -> Iterator[tuple[str, Atoms
         n_frames += 1
     if n_frames == 0:
         raise ValueError(f"'{path}' holds no frames")
+
+
+def tell_labels(use: str, report: LabelReport | None) -> None:
+    """Write to the log which labels the frames of a data set have and where they are from, and what is not used."""
+    if report is None:
+        return
+    logger.info("%s: %d frames; %s", use, report.n_frames, report.line())
+    for remark in report.remarks:
+        logger.log(logging.WARNING if remark.severity == "warning" else logging.INFO, "%s: %s", use, remark)
 
 
 def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = None) -> Iterator[Frame]:

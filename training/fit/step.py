@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_segnn.model.potential import Potential, Prediction
 
-from .batches import LabeledGraph
+from ..data.batches import LabeledGraph
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -20,7 +20,7 @@ from .datasets import FRAMES_AHEAD, INPUT_FRAME, charged_dataset, gravity_datase
 from .graphs import ParticleSet
 from .module import AT_A_TIME, ParticleModule
 from .network import ParticleNetwork, save_network
-from .recipe import DynamicsRecipe, SystemSection
+from .recipe import ParticleRecipe, SystemSection
 from .report import Findings, write_report
 from .simulators import ChargedSystem, GravitySystem, PublishedChargedSystem, Trajectories
 
@@ -34,7 +34,7 @@ _SIMPLEST = {
 
 
 @dataclass(frozen=True)
-class DynamicsResult:
+class ParticleResult:
     """What a finished run leaves.
 
     Parameters
@@ -52,9 +52,9 @@ class DynamicsResult:
     files: dict[str, Path]
 
 
-def run_dynamics(
-    recipe: DynamicsRecipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False
-) -> DynamicsResult:
+def run_particles(
+    recipe: ParticleRecipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False
+) -> ParticleResult:
     """Train a network to predict particles, by a recipe.
 
     The folder `output` receives
@@ -113,7 +113,7 @@ def run_dynamics(
             },
         )
         write_report(files.report, recipe, findings)
-        return DynamicsResult(
+        return ParticleResult(
             network, errors, float(np.median(times)), {"network": files.potential, "report": files.report}
         )
 
@@ -173,7 +173,7 @@ def _simplest(system: SystemSection, particles: ParticleSet) -> NDArray[np.float
     return velocities * (duration if system.target == "positions" else 0.0)
 
 
-def _settled(recipe: DynamicsRecipe, n_train: int) -> DynamicsRecipe:
+def _settled(recipe: ParticleRecipe, n_train: int) -> ParticleRecipe:
     optimization = with_epochs(recipe.optimization)
     assert optimization.batch_size is not None
     compile_it = recipe.compile

@@ -11,7 +11,7 @@ from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import Provenance
 
-from .recipe import Recipe
+from ..recipe import Recipe
 
 
 def write_card(

@@ -16,7 +16,7 @@ from ase_segnn.files import written_whole
 
 from ..report.figures import learning_curves, particle_errors
 from ..report.page import page, paragraph, picture, section, table
-from .recipe import DynamicsRecipe
+from .recipe import ParticleRecipe
 
 _SHARES = (0.5, 0.9, 0.99, 0.999)
 
@@ -40,7 +40,7 @@ class Findings:
     facts: Mapping[str, str]
 
 
-def write_report(path: Path, recipe: DynamicsRecipe, findings: Findings) -> None:
+def write_report(path: Path, recipe: ParticleRecipe, findings: Findings) -> None:
     """Write the page, whole or not at all."""
     squares = np.square(findings.predictions - findings.targets).mean(axis=2).ravel()  # of each particle
     worst = np.sort(squares)[::-1]

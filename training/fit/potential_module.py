@@ -19,10 +19,10 @@ from ase_segnn.engines.message_kernels import message_kernels, why_no_kernels
 from ase_segnn.labels import LABELS
 from ase_segnn.model.potential import Potential
 
-from .batches import BatchLimits, LabeledGraph, divide, padded_batch
-from .data import Subset
+from ..data.batches import BatchLimits, LabeledGraph, divide, padded_batch
+from ..data.subset import Subset
+from ..recipe import Recipe
 from .module import Measure, TrainingModule, fit_settings
-from .recipe import Recipe
 from .step import CompiledStep, PotentialLoss
 
 logger = logging.getLogger(__name__)

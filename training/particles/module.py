@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..module import Measure, TrainingModule, fit_settings
-from ..step import Loss
+from ..fit.module import Measure, TrainingModule, fit_settings
+from ..fit.step import Loss
 from .graphs import ParticleGraphs, ParticleSet
 from .network import ParticleNetwork
-from .recipe import DynamicsRecipe
+from .recipe import ParticleRecipe
 
 AT_A_TIME = 200  # trajectories, where no gradients are needed
 
@@ -38,11 +38,11 @@ class ParticleModule(TrainingModule):
     ----------
     network : its parameters are fitted
     training, validation : trajectories
-    recipe : settled, see `ase_segnn.training.dynamics.run`
+    recipe : settled, see `ase_segnn.training.particles.run`
     """
 
     def __init__(
-        self, network: ParticleNetwork, training: ParticleSet, validation: ParticleSet, recipe: DynamicsRecipe
+        self, network: ParticleNetwork, training: ParticleSet, validation: ParticleSet, recipe: ParticleRecipe
     ) -> None:
         identity = {
             "trajectories": recipe.system.model_dump(mode="json", exclude={"cache"}),

@@ -26,9 +26,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ase_segnn.files import written_whole
 
+from ..recipe import FitSection, RunSection
 from .module import TrainingModule
 from .progress import ProgressBar
-from .recipe import FitSection, RunSection
 
 logger = logging.getLogger(__name__)
 

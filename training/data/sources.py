@@ -145,7 +145,7 @@ def sha256(path: Path) -> str:
 
 
 def _places(folder: Path | None) -> list[Path]:
-    return [folder or Path(), Path(__file__).parents[1].parent / "shared" / "data"]
+    return [folder or Path(), Path(__file__).parents[3] / "shared" / "data"]
 
 
 def _named(places: Sequence[Path]) -> str:

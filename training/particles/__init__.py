@@ -2,8 +2,8 @@
 
 from .datasets import INPUT_FRAME, TARGET_FRAME, charged_dataset, gravity_dataset, nearest_neighbor_edges
 from .network import ParticleNetwork, load_network
-from .recipe import DynamicsRecipe
-from .run import DynamicsResult, run_dynamics
+from .recipe import ParticleRecipe
+from .run import ParticleResult, run_particles
 from .simulators import ChargedSystem, ChargedTrajectories, GravitySystem, GravityTrajectories, PublishedChargedSystem
 
 __all__ = [
@@ -11,15 +11,15 @@ __all__ = [
     "TARGET_FRAME",
     "ChargedSystem",
     "ChargedTrajectories",
-    "DynamicsRecipe",
-    "DynamicsResult",
     "GravitySystem",
     "GravityTrajectories",
     "ParticleNetwork",
+    "ParticleRecipe",
+    "ParticleResult",
     "PublishedChargedSystem",
     "charged_dataset",
     "gravity_dataset",
     "load_network",
     "nearest_neighbor_edges",
-    "run_dynamics",
+    "run_particles",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ase_segnn.model.steerable import SteerableLinear
 
-from .recipe import FitSection
+from ..recipe import FitSection
 
 _MOMENTUM = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial that drives singular values to about 1
