@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,7 +24,13 @@ class Configuration(BaseModel):
         If a key is unknown (the nearest known one is named), missing, or has a value that is not allowed.
     AttributeError
         If a value is to be changed later.
+
+    Attributes
+    ----------
+    removed : keys of earlier versions -> what to write instead, for the error
     """
+
+    removed: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,6 +102,8 @@ def _message(problem: Any, kind: type[BaseModel]) -> str:
         section: Any = kind
         for part in sections:
             section = section.model_fields[part].annotation
+        if key in section.removed:
+            return f"no key any more; {section.removed[key]}"
         close = [place for place in _places(key, kind) if place != ".".join([*sections, key])]
         close = close or get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(section.model_fields)}"

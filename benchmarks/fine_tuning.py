@@ -45,7 +45,7 @@ def main() -> None:
         f"{arguments.base}, fine-tuned": {"base": arguments.base},
     }
     optimization = {
-        "batch_size": 5,
+        "batch_edges": 1000,  # five frames
         "epochs": 10000,
         "max_time": parse_duration(arguments.time),
     }

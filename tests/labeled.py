@@ -96,7 +96,7 @@ def recipe_for(path: Path, **changes: Any) -> Recipe:
         "network": NETWORK.model_dump(),
         "optimization": {
             "epochs": 4,
-            "batch_size": 4,
+            "batch_edges": 50,  # about four clusters
             "muon_learning_rate": 0.02,
             "learning_rate": 0.01,
             "warmup_steps": 2,

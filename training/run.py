@@ -6,14 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.files import written_whole
-from ase_segnn.labels import LABELS
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
@@ -30,8 +28,6 @@ from .report.card import write_card
 
 logger = logging.getLogger(__name__)
 
-_BATCH_EDGES = 1000  # of a step; small steps learn most from small data
-_ENERGY_WEIGHT, _ENERGY_WEIGHT_END = 0.1, 10.0
 _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
 
 
@@ -167,7 +163,7 @@ def fit_on(
 
 
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
-    """Return the recipe with what it left open decided: batches, weights of energy and stress, compilation.
+    """Return the recipe with nothing left open: number of epochs, weight of the stress, compilation.
 
     Raises
     ------
@@ -178,16 +174,12 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     """
     check_machine(recipe)
     training, optimization = data.training, recipe.optimization
-    changes: dict[str, Any] = {}
     n_labels = training.n_labels()
-    if optimization.energy_weight is None:
-        changes |= {"energy_weight": _ENERGY_WEIGHT, "energy_weight_end": _ENERGY_WEIGHT_END}
     if optimization.stress_weight is None:
-        changes["stress_weight"] = _STRESS_WEIGHT if n_labels["stress"] else 0.0
-    if optimization.batch_size is None and optimization.batch_edges is None:
-        changes["batch_edges"] = _BATCH_EDGES
-    optimization = with_epochs(optimization.model_copy(update=changes))
-    weights = {label: getattr(optimization, f"{label}_weight") for label in LABELS}
+        weight = _STRESS_WEIGHT if n_labels["stress"] else 0.0
+        optimization = optimization.model_copy(update={"stress_weight": weight})
+    optimization = with_epochs(optimization)
+    weights = optimization.weights()
     for label, weight in weights.items():
         if weight > 0 and n_labels[label] == 0:
             raise ValueError(
@@ -203,10 +195,9 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
         raise ValueError("no validation frame has a label that is learned; give others as data.validation")
     compile_it = recipe.compile
     if compile_it == "auto":
-        edges = optimization.batch_edges
         n_edges = int(training.store.n_edges[training.indices].sum())
-        per_epoch = len(training) / optimization.batch_size if optimization.batch_size else n_edges / (edges or 1)
-        compile_it = worth_compiling(optimization, min(per_epoch, len(training))) or "auto"
+        per_epoch = min(n_edges / optimization.batch_edges, len(training))
+        compile_it = worth_compiling(optimization, per_epoch) or "auto"
     return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})
 
 
@@ -218,8 +209,7 @@ def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: 
     ValueError
         If the data cannot be learned from.
     """
-    weights = {label: getattr(recipe.optimization, f"{label}_weight") for label in LABELS}
-    auditor = Auditor(weights, data.training.store.cutoff, known_elements)
+    auditor = Auditor(recipe.optimization.weights(), data.training.store.cutoff, known_elements)
     for name, subset in {"training": data.training, **data.sets}.items():
         if subset.store.labels is not None and (name == "training" or subset.store is not data.training.store):
             auditor.add_labels(subset.store.labels, name)

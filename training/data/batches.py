@@ -103,22 +103,12 @@ class BatchLimits:
     edges: int
 
     @classmethod
-    def of(
-        cls,
-        n_atoms: NDArray[np.int64],
-        n_edges: NDArray[np.int64],
-        *,
-        batch_size: int | None = None,
-        batch_edges: int | None = None,
-    ) -> BatchLimits:
-        """Limits for frames of these sizes, (F,), with `batch_size` structures or about `batch_edges` edges at most.
+    def of(cls, n_atoms: NDArray[np.int64], n_edges: NDArray[np.int64], batch_edges: int) -> BatchLimits:
+        """Limits for frames of these sizes, (F,), with about `batch_edges` edges in a batch.
 
-        A frame that alone has more edges raises the limit.
+        The largest frame raises the limits if it alone has more edges. Batches have at most twice as many frames as
+        `batch_edges` stands for on average: at most one, where that is half a frame or less.
         """
-        if batch_size is not None:
-            largest_atoms, largest_edges = np.sort(n_atoms)[::-1][:batch_size], np.sort(n_edges)[::-1][:batch_size]
-            return cls(batch_size, int(largest_atoms.sum()), int(largest_edges.sum()))
-        assert batch_edges is not None
         typical = batch_edges / max(1.0, float(n_edges.mean()))  # number of frames
         return cls(
             structures=math.ceil(2 * typical),

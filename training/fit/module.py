@@ -22,6 +22,7 @@ from .step import Batch, CompiledStep, Loss, gradients
 logger = logging.getLogger(__name__)
 
 _LONGEST_WARMUP = 0.1  # share of a run
+_PATIENCE = 10  # validations without improvement until the learning rates are halved
 _COUNTERS = ("_seconds_to_first_step", "_n_steps", "_waited", "_waited_for_plateau", "_plateau_factor")
 
 
@@ -217,7 +218,7 @@ class TrainingModule(pl.LightningModule):
         self._waited += 1
         self._waited_for_plateau += 1
         settings = self.settings.optimization
-        if settings.schedule == "plateau" and self._waited_for_plateau >= settings.patience:
+        if settings.schedule == "plateau" and self._waited_for_plateau >= _PATIENCE:
             self._plateau_factor, self._waited_for_plateau = self._plateau_factor / 2, 0
             logger.info("epoch %d: learning rates halved", self.current_epoch + 1)
         if settings.early_stopping is not None and self._waited >= settings.early_stopping:

@@ -56,10 +56,7 @@ class PotentialModule(TrainingModule):
         self._compile = recipe.compile
         self._kernels = ExitStack()
         self._limits = BatchLimits.of(
-            store.n_atoms[training.indices],
-            store.n_edges[training.indices],
-            batch_size=optimization.batch_size,
-            batch_edges=optimization.batch_edges,
+            store.n_atoms[training.indices], store.n_edges[training.indices], optimization.batch_edges
         )
         self._a_number = int(training.store.numbers(int(training.indices[0]))[0])  # of an atom that only fills up
 
@@ -108,12 +105,8 @@ class PotentialModule(TrainingModule):
         self._kernels.close()
 
     def weights(self, progress: float) -> list[float]:
-        """Weights of energies, forces and stresses, from start to end along geometric series."""
-        weights = []
-        for label in LABELS:
-            start, end = (getattr(self._optimization, f"{label}_weight{suffix}") for suffix in ("", "_end"))
-            weights.append(float(start if end is None else start * (end / start) ** progress))
-        return weights
+        """Weights of energies, forces and stresses when this share of the run is over."""
+        return list(self._optimization.weights(progress).values())
 
     def examine(self, batch: LabeledGraph) -> Tensor:
         """Penalties, squared errors and their numbers."""

@@ -7,7 +7,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -72,12 +72,7 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
     finished = False
     if resume:
         before = _load_run(checkpoint)["run"]
-        differing = [name for name, value in module.settings.identity.items() if before["identity"][name] != value]
-        if differing:
-            raise ValueError(
-                f"'{checkpoint}' is of another run, with other {' and '.join(differing)}; resume with what it began "
-                "with, or start anew with --force or in another folder"
-            )
+        _check_identity(checkpoint, before["identity"], module.settings.identity)
         finished = before["finished"]
     if finished:
         logger.info("%s was finished before, after %d epochs; nothing is fitted", recipe.name, len(before["history"]))
@@ -93,6 +88,24 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
     module.model.load_state_dict(run["best"]["weights"])
     logger.info("%s: weights of epoch %d are the best on validation frames", recipe.name, run["best"]["epoch"])
     return FitResult(run["history"], run["seconds"])
+
+
+def _check_identity(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a checkpoint is of another run, or of a version whose recipes had other keys."""
+    keys, known = (set(identity["settings"]["optimization"]) for identity in (before, now))
+    if keys != known or set(before) != set(now):
+        differing = ", ".join(f"optimization.{key}" for key in sorted(keys ^ known))
+        raise ValueError(
+            f"'{checkpoint}' is of another version of ase-segnn"
+            + f", whose recipes differ in {differing}" * bool(differing)
+            + "; resume the run with that version, or start anew with --force or in another folder"
+        )
+    differing = " and ".join(name for name, value in now.items() if before[name] != value)
+    if differing:
+        raise ValueError(
+            f"'{checkpoint}' is of another run, with other {differing}; resume with what it began with, or start anew "
+            "with --force or in another folder"
+        )
 
 
 def check_machine(recipe: RunSection) -> None:

@@ -50,14 +50,12 @@ class ParticleModule(TrainingModule):
         }
         super().__init__(ParticleLoss(network), network, 1, fit_settings(recipe, **identity))
         self._training, self._validation = training, validation
-        self._target = recipe.system.target
+        self._target, self._batch_size = recipe.system.target, recipe.optimization.batch_size
 
     def train_dataloader(self) -> DataLoader[ParticleGraphs]:
         """Batches of this process in an order that depends on seed and epoch alone; made anew for each epoch."""
         random = np.random.default_rng([self.settings.seed, self.current_epoch])
-        size = self.settings.optimization.batch_size
-        assert size is not None
-        return self._loader(self._training, random.permutation(len(self._training)), size)
+        return self._loader(self._training, random.permutation(len(self._training)), self._batch_size)
 
     def val_dataloader(self) -> DataLoader[ParticleGraphs]:
         """Share of the validation trajectories of this process."""

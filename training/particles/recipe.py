@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ..recipe import FitSection, PositiveInt, RunSection, Section
 from .datasets import FRAMES_AHEAD, INPUT_FRAME
@@ -92,20 +92,25 @@ class NetworkSection(Section):
         return self
 
 
+class ParticleFitSection(FitSection):
+    """How to fit. These keys are added to those of `FitSection`.
+
+    Parameters
+    ----------
+    batch_size : trajectories per step; by default as in the paper
+    """
+
+    batch_size: PositiveInt = 100
+
+
 class ParticleRecipe(RunSection):
     """A whole training run on simulated particles. These keys are added to those of `RunSection`.
 
     Parameters
     ----------
-    system, network : see the classes
+    system, network, optimization : see the classes
     """
 
     system: SystemSection
     network: NetworkSection = NetworkSection()
-
-    @field_validator("optimization")
-    @classmethod
-    def _check_schedule(cls, section: FitSection) -> FitSection:
-        if section.batch_size is None:
-            raise ValueError("batch_size is needed: the number of trajectories per step")
-        return section
+    optimization: ParticleFitSection = ParticleFitSection()

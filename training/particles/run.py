@@ -175,7 +175,6 @@ def _simplest(system: SystemSection, particles: ParticleSet) -> NDArray[np.float
 
 def _settled(recipe: ParticleRecipe, n_train: int) -> ParticleRecipe:
     optimization = with_epochs(recipe.optimization)
-    assert optimization.batch_size is not None
     compile_it = recipe.compile
     if compile_it == "auto":
         compile_it = worth_compiling(optimization, n_train / optimization.batch_size) or "auto"
