@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = {
     "compiled": 256 * 2**20,  # libraries made of generated C++
     "graphs": 4 * 2**30,  # frames and graphs of training data
-    "trajectories": 2**30,  # of the systems in ase_segnn.training.particles
+    "trajectories": 2**30,  # of simulated particles, see ase_segnn.training.particles
     "downloads": 2**30,  # public data
 }
 _IN_USE = 3600.0  # seconds since the last use during which no file is trimmed, since a process may have it open

@@ -17,16 +17,9 @@ from numpy.typing import NDArray
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, LabelReport, choose_labels
+from ase_segnn.quantities import MILLI, QUANTITIES
 
 _log = logging.getLogger(__name__)
-
-# Label -> unit of the errors and factor from ASE's unit to it.
-ERROR_UNITS = {
-    "energy": ("meV", 1e3),
-    "energy_per_atom": ("meV", 1e3),
-    "forces": ("meV_per_A", 1e3),
-    "stress": ("meV_per_A3", 1e3),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +42,15 @@ class Evaluation:
     report: LabelReport | None = None
 
     def errors(self) -> dict[str, float]:
-        """Mean absolute and root mean square errors; names carry the units of `ERROR_UNITS`.
+        """Mean absolute and root mean square errors, named as in `ase_segnn.quantities`.
 
         Both are over values: energies of frames, components of forces and of stress.
         """
         errors = {}
         for name, labels in self.labels.items():
-            unit, factor = ERROR_UNITS[name]
-            difference = factor * (self.predictions[name] - labels)
-            errors[f"{name}_MAE_{unit}"] = float(np.abs(difference).mean())
-            errors[f"{name}_RMSE_{unit}"] = float(np.sqrt((difference**2).mean()))
+            quantity, difference = QUANTITIES[name], MILLI * (self.predictions[name] - labels)
+            errors[quantity.error_name("MAE")] = float(np.abs(difference).mean())
+            errors[quantity.error_name("RMSE")] = float(np.sqrt((difference**2).mean()))
         return errors
 
 
@@ -107,8 +99,8 @@ def evaluate_chosen(
     on_frame: Callable[[], object] | None = None,
 ) -> Evaluation:
     """Do what `evaluate` does, with frames that have names for messages, and labels that are chosen already."""
-    labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
-    predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
+    labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
+    predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
     n_labeled: dict[str, int] = {}
     given = [(source, frame, found) for source, frame in frames if (found := _labels(frame, choice))]
     # consecutive frames with the same labels are evaluated together
@@ -186,7 +178,7 @@ def _predict_one(calculator: Calculator, source: str, atoms: Atoms, properties: 
 
 
 def _labels(frame: Atoms, choice: LabelChoice) -> dict[str, NDArray[np.float64]]:
-    """Labels of a frame with a weight, by the names of `ERROR_UNITS`."""
+    """Labels of a frame with a weight, by the names of `QUANTITIES`."""
     labels = choice.labels(frame)
     found: dict[str, NDArray[np.float64]] = {}
     for name in LABELS:
@@ -195,4 +187,4 @@ def _labels(frame: Atoms, choice: LabelChoice) -> dict[str, NDArray[np.float64]]
             found[name] = np.ravel(full_3x3_to_voigt_6_stress(value) if name == "stress" else value)
     if "energy" in found:
         found["energy_per_atom"] = found["energy"] / len(frame)
-    return {name: found[name] for name in ERROR_UNITS if name in found}
+    return {name: found[name] for name in QUANTITIES if name in found}

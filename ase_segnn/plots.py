@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ase_segnn.evaluation import ERROR_UNITS, Evaluation
+from ase_segnn.evaluation import Evaluation
+from ase_segnn.quantities import QUANTITIES, SIZE_INDEPENDENT, shown_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_TITLES = {"energy_per_atom": "energy per atom, eV", "forces": "force components, eV/Å", "stress": "stress, eV/Å³"}
 _POINT = "#2f6f9f"
 
 
@@ -22,7 +22,7 @@ def parity_plot(evaluations: dict[str, Evaluation], title: str) -> Figure:
     """Predictions over labels, one row per data set, one column per property; RMSE in each panel."""
     from matplotlib.figure import Figure
 
-    columns = [name for name in _TITLES if any(name in e.labels for e in evaluations.values())]
+    columns = [name for name in SIZE_INDEPENDENT if any(name in e.labels for e in evaluations.values())]
     rows = len(evaluations)
     figure = Figure(figsize=(4.2 * len(columns), 0.5 + 3.9 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, len(columns), squeeze=False)
@@ -32,11 +32,9 @@ def parity_plot(evaluations: dict[str, Evaluation], title: str) -> Figure:
             if name not in evaluation.labels:
                 axis.set_axis_off()
                 continue
-            unit, _ = ERROR_UNITS[name]
             _parity(axis, evaluation.labels[name], evaluation.predictions[name])
-            axis.set_title(f"{data}: {_TITLES[name]}", fontsize=9)
-            rmse = errors[f"{name}_RMSE_{unit}"]
-            text = f"RMSE {rmse:.2f} {unit.replace('_per_', '/').replace('A3', 'Å³').replace('A', 'Å')}"
+            axis.set_title(f"{data}: {QUANTITIES[name].heading}", fontsize=9)
+            text = f"RMSE {' '.join(shown_errors(errors, [name]))}"
             axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure

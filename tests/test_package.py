@@ -30,6 +30,7 @@ LAYERS = [
         "labels",
         "neighbors",
         "pair_search",
+        "quantities",
         "structures",
     },
     {"graph"},

@@ -400,7 +400,7 @@ def test_page_of_a_potential_that_is_no_committee(tmp_path: Path) -> None:
     assert "Energy and volume" not in text
     assert verdicts[-1].outcome == "not applicable"
     own = evaluate_forces(frames)
-    assert f"force components by {own:.0f} meV/Å" in text or f"force components by {own:.3g} meV/Å" in text
+    assert f"force components {own:.0f} meV/Å" in text or f"force components {own:.3g} meV/Å" in text
 
 
 def evaluate_forces(frames: list[Frame]) -> float:

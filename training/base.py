@@ -16,6 +16,7 @@ from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import PotentialHeader, load_potential, read_header
 from ase_segnn.potentials import path_of
+from ase_segnn.quantities import shown_errors
 
 from .data import Subset, TrainingData, read_store, whole
 from .fit import adapt_energies, freeze, start_from
@@ -23,8 +24,6 @@ from .recipe import DataSection
 from .report import examine
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = {"energy_RMSE_meV": "meV", "forces_RMSE_meV_per_A": "meV/Å", "stress_RMSE_meV_per_A3": "meV/Å³"}
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,7 @@ class Base:
         examination = examine(SEGNNCalculator(self.potential), {name: s.frames() for name, s in sets.items()})
         sentences = []
         for name, predictions in examination.predictions.items():
-            before, after = predictions.errors(), errors[name]
-            parts = [
-                f"{before[measure]:.2f} {unit} became {after[measure]:.2f}"
-                for measure, unit in _SHOWN.items()
-                if measure in before
-            ]
+            before, after = (shown_errors(found, LABELS) for found in (predictions.errors(), errors[name]))
+            parts = [f"{first} became {second}" for first, second in zip(before, after, strict=True)]
             sentences.append(f"On {name}, RMSE of the base and after fine-tuning: {', '.join(parts)}.")
         return sentences

@@ -16,6 +16,7 @@ from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import save_potential
+from ase_segnn.quantities import LABELS, shown_errors
 
 from .audit import Auditor, one_line
 from .base import Base
@@ -55,6 +56,12 @@ class TrainingResult:
     def files(self) -> dict[str, Path]:
         """What the files for a reader are -> where they are."""
         return {"potential": self.potential_path, "model card": self.card_path, "report": self.report_path}
+
+    def summary(self) -> list[str]:
+        """Return the checks that failed and the errors on each data set, a line each."""
+        failed = [f"{each.name} failed: {each.statement}" for each in self.verdicts if each.outcome == "failed"]
+        order = ("energy_per_atom", *LABELS)
+        return failed + [f"{name}: RMSE {', '.join(shown_errors(own, order))}" for name, own in self.errors.items()]
 
 
 def run_recipe(

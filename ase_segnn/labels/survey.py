@@ -12,7 +12,9 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from .names import LABELS, PER_ATOM, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
+from ase_segnn.quantities import LABELS
+
+from .names import PER_ATOM, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
 from .values import LabelError, explain_lost_cell, frame_weights, has_volume, is_stale, label_value, lost_cell
 
 _Floats = NDArray[np.float64]

@@ -14,6 +14,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ase_segnn.labels import LABELS, LabelReport
+from ase_segnn.quantities import QUANTITIES, VOIGT
 
 from ..data.frames import Frame
 from . import checks, energies, page
@@ -142,12 +143,13 @@ class Auditor:
         n_atoms = len(frame.atoms)
         values: dict[str, object] = {"atoms per frame": float(n_atoms)}
         if frame.energy is not None:
-            values["energy, eV/atom"] = frame.energy / n_atoms
+            values[QUANTITIES["energy_per_atom"].heading] = frame.energy / n_atoms
         if frame.forces is not None:
-            values["force on an atom, eV/Å"] = np.linalg.norm(frame.forces, axis=1)
+            values[f"force on an atom, {QUANTITIES['forces'].unit}"] = np.linalg.norm(frame.forces, axis=1)
         if frame.stress is not None:
-            values["mean stress, eV/Å³"] = np.trace(frame.stress) / 3
-            values["shear stresses, eV/Å³"] = frame.stress[(1, 0, 0), (2, 2, 1)]
+            unit = QUANTITIES["stress"].unit
+            values[f"mean stress, {unit}"] = np.trace(frame.stress) / 3
+            values[f"shear stresses, {unit}"] = frame.stress[VOIGT][3:]
         if frame.atoms.pbc.all():
             values["volume, Å³/atom"] = frame.atoms.get_volume() / n_atoms
         for quantity, value in values.items():
@@ -184,8 +186,9 @@ class Auditor:
         bound = energies.cohesion(data, reference_energies)
         spreads = dict(self._spreads)
         if len(bound) and not np.isnan(bound).any():
-            spreads["training", "energy less reference energies, eV/atom"] = Spread()
-            spreads["training", "energy less reference energies, eV/atom"].add(-bound)
+            quantity = f"energy less reference energies, {QUANTITIES['energy_per_atom'].unit}"
+            spreads["training", quantity] = Spread()
+            spreads["training", quantity].add(-bound)
         counts = data.compositions[data.rows["composition"]]
         nan = float("nan")
         return Audit(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ase_segnn.labels import LABELS, LabelReport
+from ase_segnn.quantities import QUANTITIES
 
 from .findings import TRAINING, VALIDATION, Collected, Finding
 from .work import Slope
@@ -22,6 +23,7 @@ _FEWEST = 20  # frames of a group from which outliers are told
 _FAR = 10  # standard deviations, estimated by the median deviation
 _GAP = 3  # times farther than 95 of 100 frames of the group; many far frames are another kind of frame
 _REPEATS = 3  # structures with exactly the same forces or stress
+_EXPECTED = "{}, {}, and {}".format(*(QUANTITIES[label].unit for label in LABELS))
 _STIFFEST = 6.3  # eV/Å³, about 1000 GPa, twice that of diamond
 
 
@@ -163,7 +165,7 @@ def forces(data: Collected) -> Iterator[Finding]:
             f"that tells of errors above {_NET_FORCE:.0%} of the forces means loose convergence, a coarse grid, a "
             "field, or forces of only some of the atoms."
         )
-        remarks = [f"sum {rows['net_force'][i]:.3g} eV/Å" for i in np.flatnonzero(unbalanced)]
+        remarks = [f"sum {rows['net_force'][i]:.3g} {QUANTITIES['forces'].unit}" for i in np.flatnonzero(unbalanced)]
         yield data.finding("forces", "forces do not sum to zero", text, unbalanced, remarks)
 
 
@@ -214,7 +216,7 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
             text = (
                 f"Between {slope.n_pairs} pairs of similar frames, energies change by {slope.slope:.3g} times the work "
                 f"of the {label} (correlation {slope.correlation:.2f}); it should be about once. It seems that "
-                f"{slope.diagnosis}. Expected are eV, eV/Å, and eV/Å³ positive in tension."
+                f"{slope.diagnosis}. Expected are {_EXPECTED} positive in tension."
             )
             yield data.finding(label, f"energy and {label} do not belong together", text, none)
     if stress_slope.is_permuted:
@@ -312,10 +314,11 @@ def outliers(data: Collected, residuals: _Floats) -> Iterator[Finding]:
     residuals : (n,) eV/atom, energies less those of a fit to the composition; nan without energy
     """
     rows = data.rows
+    of_fit = f"{QUANTITIES['energy_per_atom'].unit} from the fit to compositions"
     for label, title, values, unit, floor in (
-        ("energy", "unusual energies", residuals, "eV/atom from the fit to compositions", 2e-3),
-        ("forces", "unusually large forces", rows["largest_force"], "eV/Å", 0.05),
-        ("stress", "unusually large stresses", rows["largest_stress"], "eV/Å³", 1e-3),
+        ("energy", "unusual energies", residuals, of_fit, 2e-3),
+        ("forces", "unusually large forces", rows["largest_force"], QUANTITIES["forces"].unit, 0.05),
+        ("stress", "unusually large stresses", rows["largest_stress"], QUANTITIES["stress"].unit, 1e-3),
     ):
         found = np.zeros(len(rows), dtype=bool)
         for _, members in _kinds(data, ~np.isnan(values) & ~rows["isolated"], by=("data_set", "group")):

@@ -21,6 +21,8 @@ from ase import units
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
+from ase_segnn.quantities import COMPONENTS, VOIGT
+
 from ..data.frames import Frame
 
 _Floats = NDArray[np.float64]
@@ -67,7 +69,8 @@ _ENERGY_AND_STRESS = {
     1 / units.Hartree: "energies are in Hartree",
     1 / units.Rydberg: "energies are in Rydberg",
 }
-_SHEARS = ("yz", "xz", "xy")
+_SHEARS = COMPONENTS[3:]
+_OF_SHEARS = VOIGT[0][3:], VOIGT[1][3:]  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class Work:
             return
         stress = (stresses[0] + stresses[1]) / 2
         normal = volume * float(np.diag(stress) @ np.diag(strain))
-        shears = 2 * volume * np.outer(stress[(1, 0, 0), (2, 2, 1)], strain[(1, 0, 0), (2, 2, 1)])
+        shears = 2 * volume * np.outer(stress[_OF_SHEARS], strain[_OF_SHEARS])
         if forces[0] is not None and forces[1] is not None:
             self._strained_pairs.append((change, force_work + normal + float(np.trace(shears)), len(moved)))
         if step < _LONGEST_STRAINED_STEP:

@@ -18,6 +18,7 @@ from ase_segnn.engines.build import NoCompilerError
 from ase_segnn.engines.message_kernels import message_kernels, why_no_kernels
 from ase_segnn.labels import LABELS
 from ase_segnn.model.potential import Potential
+from ase_segnn.quantities import COMPONENTS, MILLI, QUANTITIES, VOIGT
 
 from ..data.batches import BatchLimits, LabeledGraph, divide, padded_batch
 from ..data.subset import Subset
@@ -27,7 +28,6 @@ from .step import CompiledStep, PotentialLoss
 
 logger = logging.getLogger(__name__)
 
-_UNITS = {"energy": ("meV", "meV"), "forces": ("meV/Å", "meV_per_A"), "stress": ("meV/Å³", "meV_per_A3")}
 _VALIDATION_LIMITS = BatchLimits(structures=25, atoms=2000, edges=10000)  # of what is evaluated at a time
 
 
@@ -119,7 +119,7 @@ class PotentialModule(TrainingModule):
             known = getattr(batch, f"{label}_weights") > 0
             errors = (getattr(prediction, label) - getattr(batch, label))[known]
             if label == "stress":  # the six components that evaluation counts
-                errors = errors[:, (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)] / math.sqrt(6)
+                errors = errors[:, VOIGT[0], VOIGT[1]] / math.sqrt(len(COMPONENTS))
             squares[column] = errors.square().sum()
         return torch.stack([self.loss.penalties(prediction, batch), squares, batch.n_labels()])
 
@@ -128,8 +128,8 @@ class PotentialModule(TrainingModule):
         found = []
         for label, mean_square in zip(LABELS, mean_squares, strict=True):
             if mean_square is not None and (label != "stress" or self._with_stress):
-                unit, name = _UNITS[label]
-                found.append(Measure(f"{label}_RMSE_{name}", 1e3 * math.sqrt(mean_square), unit))
+                quantity = QUANTITIES[label]
+                found.append(Measure(quantity.error_name("RMSE"), MILLI * math.sqrt(mean_square), quantity.error_unit))
         return found
 
     def source(self, frame: int, *, validation: bool = False) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -14,10 +14,19 @@ from numpy.typing import NDArray
 
 from ase_segnn.files import written_whole
 
-from ..report.figures import learning_curves, particle_errors
+from ..report.figures import learning_curves
 from ..report.page import page, paragraph, picture, section, table
+from ..report.panels import COLORS, draw_distribution, draw_parity, grid
 from .recipe import ParticleRecipe
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CURVES = {
+    "validation_positions_MSE": "validation, MSE of positions",
+    "validation_forces_MSE": "validation, MSE of forces",
+    "validation_later_forces_MSE": "validation, MSE of later forces",
+}
 _SHARES = (0.5, 0.9, 0.99, 0.999)
 
 
@@ -66,10 +75,23 @@ def write_report(path: Path, recipe: ParticleRecipe, findings: Findings) -> None
         ),
         section(
             "Learning",
-            picture(learning_curves(findings.history), "Loss, error on validation trajectories and learning rate."),
+            picture(
+                learning_curves(findings.history, _CURVES), "Loss, error on validation trajectories and learning rate."
+            ),
         ),
         section("Run", table(("", ""), list(findings.facts.items()))),
         section("Recipe", f"<pre>{escape(recipe_text)}</pre>"),
     )
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def particle_errors(targets: NDArray[np.float64], predictions: NDArray[np.float64], target: str) -> Figure:
+    """Predicted over true components of vectors (T, n, 3), and the share of particles with a larger error."""
+    figure, (left, right) = grid(2)
+    draw_parity(left, targets.reshape(-1, 3), predictions.reshape(-1, 3), np.full(targets[..., 0].size, ""))
+    left.set(xlabel="simulated", ylabel="predicted")
+    left.set_title("components of displacements" if target == "positions" else "components of forces", fontsize=9)
+    [ends] = draw_distribution(right, np.linalg.norm(predictions - targets, axis=2).ravel(), COLORS[0], "")
+    right.set(xlabel="length of the error vector", xlim=ends)
+    return figure

@@ -51,6 +51,10 @@ class ParticleResult:
     seconds_per_epoch: float
     files: dict[str, Path]
 
+    def summary(self) -> list[str]:
+        """Return the errors, a line each."""
+        return [f"{name}: {mean_square:.5g}" for name, mean_square in self.errors.items()]
+
 
 def run_particles(
     recipe: ParticleRecipe, output: Path | None = None, *, resume: bool = False, overwrite: bool = False

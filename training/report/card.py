@@ -10,6 +10,7 @@ from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import Provenance
+from ase_segnn.quantities import LABELS, QUANTITIES
 
 from ..recipe import Recipe
 
@@ -88,9 +89,8 @@ def _bullets(items: Mapping[str, object]) -> str:
 
 def _error_table(errors: dict[str, dict[str, float]], recipe: Recipe) -> str:
     """Root mean square errors of this potential, followed by published ones of other methods."""
-    columns = {"energy RMSE, meV": "energy_RMSE_meV", "forces RMSE, meV/Å": "forces_RMSE_meV_per_A"}
-    if recipe.optimization.stress_weight:
-        columns["stress RMSE, meV/Å³"] = "stress_RMSE_meV_per_A3"
+    learned = [label for label in LABELS if label != "stress" or recipe.optimization.stress_weight]
+    columns = {QUANTITIES[label].column("RMSE"): QUANTITIES[label].error_name("RMSE") for label in learned}
     rows = [_row("data", "method", *columns), "|" + "---|" * (2 + len(columns))]
     for data, measures in errors.items():
         own = [f"{measures[name]:.2f}" if name in measures else "" for name in columns.values()]

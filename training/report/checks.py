@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.evaluation import predict
 from ase_segnn.graph import AtomicGraph
+from ase_segnn.quantities import MILLI, QUANTITIES
 
 from ..data.frames import Frame
 from .predictions import Calibration, Predictions
@@ -239,12 +240,12 @@ def volume_curve(calculator: Calculator, source: str, atoms: Atoms) -> VolumeCur
 def check_accuracy(predictions: Predictions) -> Verdict:
     """Whether forces were learned at all: their errors are less than half of what they are themselves."""
     name = "Accuracy of forces"
-    errors = predictions.errors()
-    typical = 1000 * float(np.sqrt(np.mean(predictions.evaluation().labels.get("forces", np.zeros(1)) ** 2)))
+    unit = QUANTITIES["forces"].error_unit
+    typical = MILLI * float(np.sqrt(np.mean(predictions.evaluation().labels.get("forces", np.zeros(1)) ** 2)))
     if typical == 0:
         return Verdict(name, "not applicable", "No frame has forces that are not zero to compare with.")
-    share = errors["forces_RMSE_meV_per_A"] / typical
-    statement = f"Force components are off by {100 * share:.1f} % of what they typically are, {typical:.0f} meV/Å."
+    share = predictions.errors()[QUANTITIES["forces"].error_name("RMSE")] / typical
+    statement = f"Force components are off by {100 * share:.1f} % of what they typically are, {typical:.0f} {unit}."
     if share >= _LARGEST_SHARE:
         return Verdict(name, "failed", statement + " The potential has hardly learned them.")
     return Verdict(name, "passed", statement)

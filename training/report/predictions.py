@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from ase_segnn.evaluation import Evaluation, predict_named
 from ase_segnn.labels import LABELS
+from ase_segnn.quantities import QUANTITIES
 
 from ..data.frames import Frame
 
@@ -184,10 +185,9 @@ def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictio
     labels: dict[str, list[Any]] = {name: [] for name in LABELS}
     predictions: dict[str, list[Any]] = {name: [] for name in LABELS}
     for frame, results in _results(calculator, frames):
-        shapes = {"energy": (), "forces": (len(frame.atoms), 3), "stress": (6,)}
-        for name, shape in shapes.items():
+        for name in LABELS:
             label = getattr(frame, name) if name in frame.weighted_labels else None
-            missing = np.full(shape, np.nan)
+            missing = np.full(QUANTITIES[name].shape(len(frame.atoms)), np.nan)
             if name == "stress" and label is not None:
                 label = full_3x3_to_voigt_6_stress(label)
             labels[name].append(missing if label is None else label)

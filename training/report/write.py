@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ase_segnn.files import written_whole
+from ase_segnn.quantities import MEASURES, MILLI, QUANTITIES, SIZE_INDEPENDENT
 
 from ..data.frames import Frame
 from . import checks, figures
@@ -24,13 +25,6 @@ from .predictions import Predictions, predict_frames
 from .stability import Run, constant_energy_run, langevin_run
 
 _log = logging.getLogger(__name__)
-
-_ERRORS = {
-    "energy_per_atom_{}_meV": "energy/atom {}, meV",
-    "energy_{}_meV": "energy {}, meV",
-    "forces_{}_meV_per_A": "forces {}, meV/Å",
-    "stress_{}_meV_per_A3": "stress {}, meV/Å³",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +84,7 @@ def write_report(
     calculator : of the finished potential; keeps the results of the last structure that was looked at
     examination : of the same calculator; frames without labels are left out
     history : one mapping per epoch with `epoch`, and as far as known `loss`, `learning_rate`,
-        `validation_energy_RMSE_meV`, `validation_forces_RMSE_meV_per_A` and `validation_stress_RMSE_meV_per_A3`
+        names of errors after "validation_", see `ase_segnn.quantities`
     title : of the page
     facts : name -> value, of the run
     notes : sentences, such as findings about the labels
@@ -193,14 +187,12 @@ def _summary(
 
 def _in_words(name: str, predictions: Predictions) -> str:
     errors = predictions.errors()
-    parts = []
-    if "energy_per_atom_RMSE_meV" in errors:
-        parts.append(f"energies are off by {_number(errors['energy_per_atom_RMSE_meV'])} meV per atom")
-    if "forces_RMSE_meV_per_A" in errors:
-        parts.append(f"force components by {_number(errors['forces_RMSE_meV_per_A'])} meV/Å")
-    if "stress_RMSE_meV_per_A3" in errors:
-        parts.append(f"stresses by {_number(errors['stress_RMSE_meV_per_A3'])} meV/Å³")
-    return f"On {name} ({predictions.n_frames} frames) {'; '.join(parts)} (root mean square)."
+    parts = [
+        f"{quantity.title} {_number(errors[quantity.error_name('RMSE')])} {quantity.error_unit}"
+        for quantity in (QUANTITIES[each] for each in SIZE_INDEPENDENT)
+        if quantity.error_name("RMSE") in errors
+    ]
+    return f"Root mean square errors on {name} ({predictions.n_frames} frames): {', '.join(parts)}."
 
 
 def _missing(predictions: Mapping[str, Predictions]) -> Iterator[str]:
@@ -213,13 +205,15 @@ def _missing(predictions: Mapping[str, Predictions]) -> Iterator[str]:
 def _learning(history: Sequence[Mapping[str, Any]]) -> str:
     if not history:
         return section("Learning curves", paragraph("The course of the run is not known."))
-    name = "validation_forces_RMSE_meV_per_A"
+    forces = QUANTITIES["forces"]
+    name = f"validation_{forces.error_name('RMSE')}"
     validated = [entry for entry in history if np.isfinite(entry.get(name) or np.nan)]
     text = f"{len(history)} epochs."
     if validated:
         best = min(validated, key=lambda entry: float(entry[name]))
         text += (
-            f" The forces of the validation set were best in epoch {best['epoch']}, {_number(best[name])} meV/Å; "
+            f" The forces of the validation set were best in epoch {best['epoch']}, {_number(best[name])} "
+            f"{forces.error_unit}; "
             f"in epoch {validated[-1]['epoch']}, the last that was validated, they were {_number(validated[-1][name])}."
         )
     figure = figures.learning_curves(history)
@@ -236,7 +230,7 @@ def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
                 count = int((predictions.groups == group).sum())
                 by_group[name, group or "no group", count] = errors
         for symbol, errors in predictions.forces_errors_by_element().items():
-            values = (_number(errors[f"forces_{measure}_meV_per_A"]) for measure in ("MAE", "RMSE"))
+            values = (_number(errors[QUANTITIES["forces"].error_name(measure)]) for measure in MEASURES)
             by_element.append([name, symbol, *values])
     yield section(
         "Errors",
@@ -248,7 +242,7 @@ def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
         _error_table(by_group, "set", "group") if by_group else "",
     )
     if by_element:
-        header = ["set", "element", "forces MAE, meV/Å", "forces RMSE, meV/Å"]
+        header = ["set", "element", *(QUANTITIES["forces"].column(measure) for measure in MEASURES)]
         classes = [["text", "text", "", ""]] * len(by_element)
         yield section("Forces by element", table(header, by_element, classes))
     caption = "Predictions over labels. Energies and stresses are colored by group, force components by element."
@@ -260,10 +254,10 @@ def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
 
 def _error_table(rows: Mapping[tuple[str, str, int], Mapping[str, float]], *keys: str) -> str:
     names = [
-        (name.format(measure), label.format(measure))
-        for name, label in _ERRORS.items()
-        for measure in ("MAE", "RMSE")
-        if any(name.format(measure) in errors for errors in rows.values())
+        (quantity.error_name(measure), quantity.column(measure))
+        for quantity in QUANTITIES.values()
+        for measure in MEASURES
+        if any(quantity.error_name(measure) in errors for errors in rows.values())
     ]
     cells: list[list[str]] = [
         [
@@ -279,7 +273,7 @@ def _error_table(rows: Mapping[tuple[str, str, int], Mapping[str, float]], *keys
 
 def _worst(labeled: Mapping[str, Predictions]) -> Iterator[str]:
     energies = [
-        [name, frame.source, frame.group, str(frame.n_atoms), f"{1000 * frame.error:+.4g}"]
+        [name, frame.source, frame.group, str(frame.n_atoms), f"{MILLI * frame.error:+.4g}"]
         for name, predictions in labeled.items()
         for frame in predictions.worst_frames("energy_per_atom")
     ]
@@ -290,17 +284,19 @@ def _worst(labeled: Mapping[str, Predictions]) -> Iterator[str]:
             frame.group,
             str(frame.n_atoms),
             f"{frame.atom} ({frame.symbol})",
-            f"{1000 * frame.error:.4g}",
+            f"{MILLI * frame.error:.4g}",
         ]
         for name, predictions in labeled.items()
         for frame in predictions.worst_frames("forces")
     ]
     yield paragraph("Look at these first: large errors are often wrong labels or structures of a kind of their own.")
     if energies:
-        header = ["set", "frame", "group", "atoms", "energy error, meV/atom"]
+        unit = QUANTITIES["energy_per_atom"].error_unit
+        header = ["set", "frame", "group", "atoms", f"energy error, {unit}"]
         yield table(header, energies, [["text"] * 3 + [""] * 2] * len(energies))
     if forces:
-        header = ["set", "frame", "group", "atoms", "atom of the worst force", "its error, meV/Å"]
+        unit = QUANTITIES["forces"].error_unit
+        header = ["set", "frame", "group", "atoms", "atom of the worst force", f"its error, {unit}"]
         yield table(header, forces, [["text"] * 3 + [""] * 3] * len(forces))
 
 
