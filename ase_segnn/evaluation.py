@@ -63,10 +63,9 @@ def evaluate(
 ) -> Evaluation:
     """Compare a calculator with the labels of frames.
 
-    Which results of a calculator and which names in ``info`` and ``arrays`` are labels is decided for all frames
-    together, as in training; see `ase_segnn.labels`. `Evaluation.report` tells it, and the log warns of what is not
-    used. A label that a frame lacks is left out for that frame, and so are labels of weight zero and the stress of a
-    frame without a volume. The frames are not changed.
+    Labels are chosen once for all frames, as in training, among results of a calculator and names in ``info`` and
+    ``arrays``; see `ase_segnn.labels`. `Evaluation.report` has the choice, and the log warns of unused labels. Labels
+    of weight zero and stresses of frames without a volume do not count. The frames are not changed.
 
     Parameters
     ----------
@@ -98,7 +97,7 @@ def evaluate_chosen(
     *,
     on_frame: Callable[[], object] | None = None,
 ) -> Evaluation:
-    """Do what `evaluate` does, with frames that have names for messages, and labels that are chosen already."""
+    """Compare a calculator with labels that are chosen already; the names of frames are for messages."""
     labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
     predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
     n_labeled: dict[str, int] = {}
@@ -128,7 +127,7 @@ def evaluate_chosen(
 def predict(
     calculator: Calculator, structures: Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
 ) -> Iterator[dict[str, Any]]:
-    """Evaluate structures, several at a time if the calculator is a `SEGNNCalculator`.
+    """Predict properties of structures, several structures at a time if the calculator is a `SEGNNCalculator`.
 
     Parameters
     ----------
@@ -151,7 +150,7 @@ def predict(
 def predict_named(
     calculator: Calculator, structures: Sequence[tuple[str, Atoms]], properties: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Do what `predict` does; structures have names, and an error is about one of them.
+    """Predict as `predict`, with the name of the structure in an error.
 
     Raises
     ------

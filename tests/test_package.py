@@ -109,6 +109,20 @@ def test_training_is_imported_by_one_command_only(module):
     assert not found, f"{module} must work without the extra 'train'"
 
 
+def test_one_module_knows_the_particle_systems_beside_potentials():
+    """The command that trains is the one place of dispatch; potentials are trained without any code for particles."""
+    particles = "ase_segnn.training.particles"
+    others = [module for module in SOURCES if not module.startswith(particles)]
+    knowing = [module for module in others if any(name.startswith(particles) for name in imported_names(module))]
+    assert knowing == ["ase_segnn.cli.train"]
+    code = (
+        "import sys, ase_segnn.training, ase_segnn.cli; "
+        "print(*[name for name in sys.modules if name.startswith('ase_segnn.training.particles')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"
+
+
 @pytest.mark.parametrize("module", sorted(SOURCES))
 def test_e3nn_is_imported_in_one_place(module):
     external = {name.split(".")[0] for name in imported_names(module)}

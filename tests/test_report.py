@@ -25,7 +25,7 @@ from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
 from ase_segnn.graph import AtomicGraph
 from ase_segnn.training.data.frames import Frame
-from ase_segnn.training.report import examine, write_report
+from ase_segnn.training.report import evaluate_sets, write_report
 from ase_segnn.training.report.checks import (
     Survey,
     check_accuracy,
@@ -356,7 +356,7 @@ def write(path: Path, calculator: Calculator, sets: dict[str, list[Frame]], **ch
         for epoch in range(5)
     ]
     options: dict[str, Any] = {"title": "A <tiny> potential", "steps": 12, "seconds": 10.0, **changes}
-    return write_report(path, calculator, examine(calculator, sets), history, **options)
+    return write_report(path, calculator, evaluate_sets(calculator, sets), history, **options)
 
 
 def test_page_holds_everything(tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_the_potential_is_kept_whatever_happens_to_its_evaluation(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ase_segnn.training.run.examine", fail)
+    monkeypatch.setattr("ase_segnn.training.run.evaluate_sets", fail)
     with pytest.raises(MemoryError):
         run_recipe(short(frames_file, epochs=1), tmp_path / "run")
     assert load_potential(tmp_path / "run" / "tiny.safetensors").elements == ("Ne", "Ar")
@@ -517,7 +517,7 @@ def test_training_without_a_folder_makes_no_report(monkeypatch: pytest.MonkeyPat
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("nobody can see this")
 
-    for name in ("examine", "write_report", "write_card", "save_potential"):
+    for name in ("evaluate_sets", "write_report", "write_card", "save_potential"):
         monkeypatch.setattr(f"ase_segnn.training.run.{name}", forbidden)
     settings: dict[str, Any] = recipe_for(tmp_path / "x").model_dump(include={"network", "optimization", "compile"})
     frames = labeled_clusters(8)

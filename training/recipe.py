@@ -28,7 +28,7 @@ _UNITS_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Seconds of a text such as ``90s``, ``10m``, ``1h30m`` or ``2.5h``; anything but a text stays as it is.
+    """Return the seconds of a text such as ``90s``, ``10m``, ``1h30m`` or ``2.5h``; other values stay as they are.
 
     >>> parse_duration("1h30m")
     5400.0
@@ -58,7 +58,7 @@ class Section(Configuration):
 
 
 class DataSection(Section):
-    """Which frames to learn from; file names are found by `ase_segnn.training.sources.locate`.
+    """Which frames to learn from; `ase_segnn.training.data.sources.locate` finds the files.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class OptimizationSection(FitSection):
     ----------
     batch_edges : about the number of edges per step. Steps then cost alike, whatever the sizes of frames; 1 takes one
         frame per step. An atom has as many edges as neighbors within the cutoff
-    loss : "mse", "l1" or "huber", see `ase_segnn.training.step.PotentialLoss`
+    loss : "mse", "l1" or "huber", see `ase_segnn.training.fit.step.PotentialLoss`
     huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
     energy_weight : of (ΔE)² / atoms, in Å⁻²; by default from 0.1 to 10, which means forces first
     forces_weight : of the mean square of the force components
@@ -179,7 +179,7 @@ class OptimizationSection(FitSection):
     stress_weight: Annotated[NonNegativeFloat | Pair | None, Field(description=_WEIGHT)] = None
 
     def weights(self, progress: float = 0.0) -> dict[str, float]:
-        """Return the weight of each label when a share of the run, 0 to 1, is over; 0 for one that is left open."""
+        """Return the weight of each label after a share of the run, 0 to 1. A stress weight left open counts as 0."""
         weights = {}
         for label in LABELS:
             given = getattr(self, f"{label}_weight") or 0.0
@@ -191,7 +191,7 @@ class OptimizationSection(FitSection):
 
 
 class CardSection(Section):
-    """What the model card says that no program can know.
+    """Facts for the model card that no program can know.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ class CardSection(Section):
 
 
 class RunSection(Section):
-    """What every training run has, whatever the network.
+    """Keys of every training run, whatever the network.
 
     Parameters
     ----------
@@ -222,10 +222,10 @@ class RunSection(Section):
     optimization : see the class
     seed : of split, initial weights and order of frames
     device : "auto" takes a GPU if there is one
-    processes : that share each step, which then has so many batches; on a CPU, or one per GPU
-    compile : on a CPU take C++ for the messages, which takes seconds at the start and halves the time of a step; where
-        there is none for a network, let torch compile the step, which takes minutes. "auto" does the latter only in
-        runs that are long enough, and goes on without where there is no compiler
+    processes : number of processes that share each step, one per GPU or all on a CPU; a step then has as many batches
+    compile : on a CPU true takes compiled C++ for the messages, which halves the time of a step. A network without C++
+        has torch compile the step, which takes minutes. "auto": the same, but torch compiles in long runs only, and a
+        missing compiler is a warning. false: plain torch
     validate_every : epochs between validations
     logger : "tensorboard" or "wandb" to see the run there as well; that package must be installed
     """
@@ -248,10 +248,10 @@ class Recipe(RunSection):
     data, network, card : see the classes
     base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
-    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`; it ends below what training frames
-        have, at 0.8 of the shortest distance of each pair of elements, or at the sum of covalent radii if that is less
-    committee : number of potentials that are trained one after another, with different seeds, and put into one file
-    bootstrap : each of them learns from a random draw of the training frames, with repetition
+    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`. For each pair of elements the repulsion
+        ends at 0.8 of the shortest distance in the training frames, or at the sum of covalent radii if smaller
+    committee : number of potentials to train one after another, with different seeds, for one file
+    bootstrap : draw the training frames of each member at random, with repetition
     """
 
     data: DataSection
@@ -311,7 +311,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
 
 
 def key_and_value(change: str) -> tuple[str, Any]:
-    """Take a change of a recipe apart, such as ``optimization.epochs=500``; the value is YAML.
+    """Split a change of a recipe, such as ``optimization.epochs=500``, into key and value; the value is YAML.
 
     Raises
     ------
@@ -328,12 +328,12 @@ def key_and_value(change: str) -> tuple[str, Any]:
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Change a recipe that is plain data, in place; dots in the key lead into its sections.
+    """Change a recipe, as plain data, in place; dots in the key lead into its sections.
 
     Raises
     ------
     ValueError
-        If they lead into what is no section.
+        If a part of the key before a dot is no section.
     """
     *sections, last = key.split(".")
     for section in sections:
@@ -344,7 +344,7 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
-    """Check a recipe of a kind that comes as plain data; `source` starts the message of an error.
+    """Make a recipe of a kind from plain data; `source` starts the message of an error.
 
     Raises
     ------

@@ -24,7 +24,7 @@ from .data import TrainingData, least_squares_energies
 from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of, without_places
 from .recipe import Recipe
-from .report import Verdict, examine, write_report
+from .report import Verdict, evaluate_sets, write_report
 from .report.card import write_card
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benc
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run leaves.
+    """Potential, files and findings of a finished run.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class TrainingResult:
 
     @property
     def files(self) -> dict[str, Path]:
-        """What the files for a reader are -> where they are."""
+        """Files for a reader: what each is -> its path."""
         return {"potential": self.potential_path, "model card": self.card_path, "report": self.report_path}
 
     def summary(self) -> list[str]:
@@ -71,12 +71,13 @@ def run_recipe(
 
     The folder `output` receives
 
-    - ``<name>.safetensors``, the potential, ``<name>.md``, its model card, and ``report.html``, what it predicts and
-      whether to trust it;
-    - ``audit.md``, what there is in the data and what seems wrong with it;
-    - ``recipe.yaml``, the recipe with everything settled;
-    - ``metrics.csv``, losses and errors on validation frames, and ``last.ckpt``, from which an interrupted run resumes;
-      of a committee, in the folder of each member.
+    - ``<name>.safetensors``: the potential;
+    - ``<name>.md``: its model card;
+    - ``report.html``: errors and physical checks, to see whether to trust the potential;
+    - ``audit.md``: contents of the data, and what seems wrong with them;
+    - ``recipe.yaml``: the recipe with everything settled;
+    - ``metrics.csv``: loss and validation errors by epoch, for a committee in the folder of each member;
+    - ``last.ckpt``, beside each ``metrics.csv``: the checkpoint to resume an interrupted run from.
 
     Parameters
     ----------
@@ -112,7 +113,7 @@ def run_on(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingResult:
-    """Do what `run_recipe` does, with data that are read already."""
+    """Train as `run_recipe`, on data in memory."""
     recipe = settled(recipe, data)
     with files.reserved():
         files.check(resume=resume, overwrite=overwrite)
@@ -125,8 +126,8 @@ def run_on(
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)  # whatever comes later
         calculator = SEGNNCalculator(potential)
         sets = {**data.sets, **old}
-        examination = examine(calculator, {name: subset.frames() for name, subset in sets.items()})
-        errors = {name: found.errors() for name, found in examination.predictions.items() if found.n_frames}
+        evaluated = evaluate_sets(calculator, {name: subset.frames() for name, subset in sets.items()})
+        errors = {name: found.errors() for name, found in evaluated.predictions.items() if found.n_frames}
         provenance = provenance.model_copy(update={"errors": errors})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         notes = findings if base is None else [*findings, *base.compared(old, errors)]
@@ -145,7 +146,7 @@ def run_on(
         verdicts = write_report(
             files.report,
             calculator,
-            examination,
+            evaluated,
             results[0].history,
             title=recipe.name,
             facts={"training": f"{minutes:.0f} minutes, {len(data.training)} frames", "created": provenance.created},
@@ -157,7 +158,7 @@ def run_on(
 def fit_on(
     data: TrainingData, recipe: Recipe, files: RunFiles, base: Base | None, *, resume: bool = False
 ) -> tuple[Potential | Committee, list[FitResult], list[str]]:
-    """Audit the data and fit by a settled recipe, without a look at what came out.
+    """Audit the data and fit by a settled recipe, without evaluation or report.
 
     Returns
     -------

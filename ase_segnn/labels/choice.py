@@ -46,7 +46,7 @@ class FrameLabels:
 
 @dataclass(frozen=True, eq=False)
 class LabelChoice:
-    """Where the labels of a data set are; reads those of each frame.
+    """Places of the labels of a data set; reads the labels of each frame.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class LabelChoice:
         Raises
         ------
         LabelError
-            If a label or weight is not as it should be, which no survey lets pass.
+            If a label or weight is not valid. A survey refuses such frames.
         """
         values = dict(named_values(atoms))
         weights = frame_weights(atoms.info)
@@ -115,7 +115,7 @@ def choose_labels(
 
 
 class _Chooser:
-    """Decides, and writes down why."""
+    """Chooses the places of labels, and collects remarks for the report."""
 
     def __init__(self, survey: LabelSurvey, options: Mapping[str, str]) -> None:
         self._survey, self._options = survey, options

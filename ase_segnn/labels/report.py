@@ -1,4 +1,4 @@
-"""What is told about the labels of a data set: where they are from, and all that is not used."""
+"""The report on the labels of a data set: their sources, and everything that is not used."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Remark(BaseModel):
 
 
 class LabelReport(BaseModel):
-    """What was taken as labels of a data set, and what was not.
+    """Labels of a data set with their sources, and remarks on everything that is not used.
 
     Parameters
     ----------
@@ -91,15 +91,15 @@ class LabelReport(BaseModel):
 def make_report(
     survey: LabelSurvey, places: Places, options: Mapping[str, str], remarks: Sequence[Remark], told: set[Place]
 ) -> LabelReport:
-    """Write down what is taken and what is not.
+    """Make the report of a choice.
 
     Parameters
     ----------
     survey : of all frames
     places : where each label is taken from
     options : label -> what the option for its key is called
-    remarks : made while that was decided
-    told : places that these remarks name already
+    remarks : made during the choice
+    told : places that `remarks` name already
     """
     all_remarks = [
         *remarks,

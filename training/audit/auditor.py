@@ -1,7 +1,7 @@
-"""The audit of labeled data before training: what there is, and what seems to be wrong with it.
+"""The audit of labeled data before training: contents of the data, and what seems wrong with them.
 
-Frames come one after another and are not kept, so data may be larger than memory. What is looked for stands in
-`checks`, `energies` and `work`; the page with all findings and numbers is written by `page`.
+Frames come one after another and are not kept, so data may be larger than memory. The checks are in `checks`,
+`energies` and `work`; `page` writes findings and numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found, and numbers of the data.
+    """Findings of an audit, and numbers of the data.
 
     Parameters
     ----------
@@ -75,13 +75,13 @@ class Audit:
 
 
 class Auditor:
-    """Takes in frames, of which it keeps some numbers each, and judges them all at the end.
+    """Collects a few numbers of each frame, and judges all frames at the end.
 
     Parameters
     ----------
     weights : label -> weight in the objective; 0 or absent if it is not learned
     cutoff : of the potential, Å
-    known_elements : that need not be among the training frames, since a potential to start from knows them
+    known_elements : elements of the base, which the training frames may lack
 
     Examples
     --------
@@ -109,11 +109,11 @@ class Auditor:
         self._labels: dict[str, LabelReport] = {}
 
     def add_labels(self, report: LabelReport, data_set: str) -> None:
-        """Take in what was taken as labels when the files of a data set were read."""
+        """Add the report on the labels of a data set."""
         self._labels[data_set] = report
 
     def add(self, frame: Frame, data_set: str) -> None:
-        """Take in a frame of a data set: "training", "validation" or the name of a test set.
+        """Add a frame to a data set: "training", "validation" or the name of a test set.
 
         Raises
         ------

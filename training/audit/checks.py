@@ -1,4 +1,4 @@
-"""What the audit looks for in the numbers of all frames; each check yields what it finds."""
+"""Checks of the audit on the numbers of all frames; each check yields its findings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STIFFEST = 6.3  # eV/Å³, about 1000 GPa, twice that of diamond
 
 
 def sources(reports: Mapping[str, LabelReport]) -> Iterator[Finding]:
-    """Pass on what was told when files were read, and tell labels from other places than those of training."""
+    """Pass on remarks on labels, and find labels from other sources than those of training."""
     for name, report in reports.items():
         for remark in report.remarks:
             text = f"{_sentence(remark.text)}."
@@ -50,7 +50,7 @@ def _sentence(text: str) -> str:
 
 
 def labels(data: Collected) -> Iterator[Finding]:
-    """Labels that are wanted and missing, or there and not wanted."""
+    """Find labels that are missing though they have a weight, and labels without a weight in the objective."""
     training, validation = data.of(TRAINING), data.of(VALIDATION)
     if not training.any():
         yield Finding("error", "no training frames", "There is nothing to learn from.")
@@ -93,7 +93,7 @@ def labels(data: Collected) -> Iterator[Finding]:
 
 
 def elements(data: Collected, known_elements: Collection[str]) -> Iterator[Finding]:
-    """Elements that only other data sets have, and that the potential to start from does not know either."""
+    """Find elements that are neither in training frames nor known to the base."""
     known = data.atoms(data.of(TRAINING)).sum(axis=0) > 0
     known |= np.isin(data.elements, list(known_elements))
     foreign = data.compositions[:, ~known].sum(axis=1)[data.rows["composition"]] > 0
@@ -104,7 +104,7 @@ def elements(data: Collected, known_elements: Collection[str]) -> Iterator[Findi
 
 
 def duplicates(data: Collected) -> Iterator[Finding]:
-    """Structures that occur more than once."""
+    """Find structures that occur more than once."""
     rows, training = data.rows, data.of(TRAINING)
     order = np.argsort(~training, kind="stable")  # so that the first of equals is a training frame if any of them is
     first = np.full(len(rows), len(rows))
@@ -146,7 +146,7 @@ def duplicates(data: Collected) -> Iterator[Finding]:
 
 
 def forces(data: Collected) -> Iterator[Finding]:
-    """Look for forces that were not computed, or do not sum to zero."""
+    """Find forces that were not computed, and forces that do not sum to zero."""
     rows = data.rows
     untold = rows["untold_forces"] > 0
     if untold.any():
@@ -170,7 +170,7 @@ def forces(data: Collected) -> Iterator[Finding]:
 
 
 def stress(data: Collected) -> Iterator[Finding]:
-    """Stresses that were not computed."""
+    """Find stresses that were not computed."""
     zero = (data.rows["largest_stress"] == 0) & (data.rows["n_atoms"] > 1)
     if zero.any():
         text = (
@@ -181,7 +181,7 @@ def stress(data: Collected) -> Iterator[Finding]:
 
 
 def placeholders(data: Collected) -> Iterator[Finding]:
-    """Look for labels that were filled in where nothing was computed: one number, or the same in many frames."""
+    """Find labels that stand for nothing computed: one number for all components, or the same in many frames."""
     rows = data.rows
     zero = (rows["energy"] == 0) & ~rows["isolated"]
     if zero.any():
@@ -209,7 +209,7 @@ def placeholders(data: Collected) -> Iterator[Finding]:
 
 
 def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[Finding]:
-    """Signs, units and order of components by the work done between similar frames."""
+    """Check signs, units and order of components by the work between similar frames."""
     none = np.zeros(0, dtype=np.int64)
     for label, slope in (("forces", force_slope), ("stress", stress_slope)):
         if slope.is_wrong:
@@ -231,7 +231,7 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
 
 
 def unrelated(data: Collected, slopes: Mapping[str, Slope], both: Slope) -> Iterator[Finding]:
-    """Look for energies of one computation beside forces or stresses of another, by the work between near frames.
+    """Find energies that belong to another computation than forces or stresses, by the work between near frames.
 
     Parameters
     ----------
@@ -257,7 +257,7 @@ def unrelated(data: Collected, slopes: Mapping[str, Slope], both: Slope) -> Iter
 
 
 def _stress_by_volume(data: Collected) -> Iterator[Finding]:
-    """Sign and size by the bulk modulus: in tension the volume is larger."""
+    """Check sign and size of stresses by the bulk modulus: in tension the volume is larger."""
     rows = data.rows
     usable = data.has("stress") & (rows["n_atoms"] > 1)
     for name, members in _kinds(data, usable, by=("group", "composition")):
@@ -278,7 +278,7 @@ def _stress_by_volume(data: Collected) -> Iterator[Finding]:
 
 
 def geometry(data: Collected) -> Iterator[Finding]:
-    """Atoms too close, or alone."""
+    """Find atoms that are too close, or alone."""
     rows = data.rows
     on_top = rows["shortest"] < _ON_TOP
     if on_top.any():
@@ -306,7 +306,7 @@ def geometry(data: Collected) -> Iterator[Finding]:
 
 
 def outliers(data: Collected, residuals: _Floats) -> Iterator[Finding]:
-    """Frames unlike the others of their group and data set.
+    """Find frames unlike the others of their group and data set.
 
     Parameters
     ----------
@@ -341,7 +341,7 @@ def outliers(data: Collected, residuals: _Floats) -> Iterator[Finding]:
 
 
 def _kinds(data: Collected, frames: _Bools, by: tuple[str, str]) -> Iterator[tuple[str, _Integers]]:
-    """Names of kinds of frames and indices of the masked frames of each."""
+    """Yield the name of each kind of frames and the indices of its masked frames."""
     indices = np.flatnonzero(frames)
     keys = np.stack([data.rows[column][indices] for column in by], axis=1)
     kinds, inverse = np.unique(keys, axis=0, return_inverse=True)

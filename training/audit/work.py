@@ -4,8 +4,8 @@ From one frame to another with the same atoms, displaced by d and strained by ε
 
 .. math:: \Delta E \approx -\sum_i \bar{\mathbf F}_i \cdot \mathbf d_i + V \bar\sigma : \varepsilon,
 
-with means over the two frames. The slope of energy differences against work is one if signs and units are right, and
-tells what is wrong if it is not.
+with means over the two frames. The slope of energy differences against work is one if signs and units are right; any
+other slope tells what is wrong.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class _Place:
 
 @dataclass
 class Work:
-    """Compares each frame with the one before it of the same kind; keeps that frame and numbers per pair."""
+    """Compares each frame with the previous frame of the same kind; keeps this frame and numbers of each pair."""
 
     _previous: OrderedDict[Hashable, _Place] = field(default_factory=OrderedDict)
     _force_pairs: list[tuple[float, float, float]] = field(default_factory=list)
@@ -187,7 +187,7 @@ class Work:
             self._stress_pairs.append((*(weight * work for work in works), volume))
 
     def near_forces(self) -> Slope:
-        """Return what `forces` does, for frames so near that energies must follow the work."""
+        """Energy differences against the work of the forces, between frames so near that they must agree."""
         if len(self._near_pairs) < _FEWEST_PAIRS:
             return Slope(math.nan, 0.0, len(self._near_pairs))
         change, work = _without_outliers(np.array(self._near_pairs)).T
@@ -206,7 +206,7 @@ class Work:
     def both(self) -> Slope:
         """Energy differences against the work of forces and stresses together, between frames of different cells.
 
-        That is less exact, as the work is not that of small changes, and tells factors of two or more.
+        Changes of the cell are not small, so that only slopes off by a factor of two or more tell something.
         """
         if len(self._strained_pairs) < _FEWEST_PAIRS:
             return Slope(math.nan, 0.0, len(self._strained_pairs))

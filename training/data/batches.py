@@ -1,4 +1,4 @@
-"""Batches of graphs with their labels: what is put together, in which order, and how it is filled up to one size."""
+"""Batches of labeled graphs: their limits, the division of frames into batches, and padding to one size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ase_segnn.graph import AtomicGraph
 
 @dataclass(frozen=True, eq=False)
 class LabeledGraph:
-    """A graph of N atoms in B structures with the labels to learn; where a weight is 0 the label is missing.
+    """A graph of N atoms in B structures with the labels to learn; a missing label has the weight 0.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class LabeledGraph:
     stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension
     energy_weights, stress_weights : (B,) float64, factors of the squared errors
     forces_weights : (N,) float64
-    frames : (B,) int64, the frame in its store that a structure is; -1 for one that only fills up
+    frames : (B,) int64, index in the store of each structure's frame; -1 for padding
     """
 
     graph: AtomicGraph
@@ -40,7 +40,7 @@ class LabeledGraph:
 
     @classmethod
     def padding(cls, n_atoms: int, n_edges: int, cutoff: float, atomic_number: int) -> LabeledGraph:
-        """Make such a structure, see `AtomicGraph.padding`, without labels."""
+        """Return a structure without labels that only fills up a batch, see `AtomicGraph.padding`."""
         graph = AtomicGraph.padding(n_atoms, n_edges, cutoff, atomic_number)
         zero = torch.zeros(1, dtype=torch.float64)
         return cls(
@@ -56,33 +56,33 @@ class LabeledGraph:
 
     @classmethod
     def batch(cls, parts: Sequence[LabeledGraph]) -> LabeledGraph:
-        """Put several side by side."""
+        """Join labeled graphs into one."""
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "graph"
         }
         return cls(graph=AtomicGraph.batch([part.graph for part in parts]), **tensors)
 
     def to(self, device: torch.device | str) -> LabeledGraph:
-        """Return this with every tensor on `device`."""
+        """Return the same graph and labels on a device."""
         return LabeledGraph(**{name: value.to(device) for name, value in vars(self).items()})
 
     def tensors(self) -> list[Tensor]:
-        """Everything in it, the graph first."""
+        """All tensors: those of the graph, then the labels, in the order of the fields."""
         return [*vars(self.graph).values(), *(value for name, value in vars(self).items() if name != "graph")]
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor]) -> LabeledGraph:
-        """Make it again from `tensors`."""
+        """Make a labeled graph of the tensors that `tensors` returned."""
         n = len(fields(AtomicGraph))
         return cls(AtomicGraph(*tensors[:n]), *tensors[n:])
 
     def times(self, factor: float) -> LabeledGraph:
-        """Return this with all weights multiplied."""
+        """Return a copy with all weights multiplied."""
         names = ("energy_weights", "forces_weights", "stress_weights")
         return replace(self, **{name: factor * getattr(self, name) for name in names})
 
     def n_labels(self) -> Tensor:
-        """Numbers of energies, force components and stresses that are there, (3,) float64."""
+        """Numbers of energies, force components and stresses with a weight, (3,) float64."""
         energies, atoms, stresses = (
             (weights > 0).sum() for weights in (self.energy_weights, self.forces_weights, self.stress_weights)
         )
@@ -91,11 +91,11 @@ class LabeledGraph:
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """The most that a batch may hold, which is also what padded batches are filled up to.
+    """Limits of a batch; padded batches are filled up to them.
 
     Parameters
     ----------
-    structures, atoms, edges : numbers of them
+    structures, atoms, edges : largest numbers
     """
 
     structures: int
@@ -123,7 +123,7 @@ def divide(
     n_edges: NDArray[np.int64],
     limits: BatchLimits,
 ) -> list[list[int]]:
-    """Divide frames, in the order given, into batches that keep to the limits; sizes (F,) are those of all frames."""
+    """Divide frames into batches within the limits, in the order given; `n_atoms`, `n_edges` (F,) are of all frames."""
     batches: list[list[int]] = []
     atoms = edges = 0
     for frame in map(int, order):

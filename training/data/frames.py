@@ -1,4 +1,4 @@
-"""Frames as files hold them: a structure with the labels that it has, whatever they are called there."""
+"""Frames: structures with their labels, read from files whatever the labels are called there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ISOLATED = "IsolatedAtom"
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """A structure of n atoms with the labels that it has, in ASE's units; None for a label that it lacks.
+    """A structure of n atoms with its labels, in ASE's units; a missing label is None.
 
     Parameters
     ----------
@@ -52,17 +52,17 @@ class Frame:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the labels it has."""
+        """Names of the labels of this frame."""
         return tuple(label for label in LABELS if getattr(self, label) is not None)
 
     @property
     def weighted_labels(self) -> tuple[str, ...]:
-        """Names of the labels it has whose weight is not zero; the others are placeholders."""
+        """Names of the labels with a weight above zero; other labels are placeholders."""
         return tuple(label for label in self.labels if self.weights.get(label, 1.0) > 0)
 
     @property
     def is_isolated_atom(self) -> bool:
-        """Whether it is one atom alone, whose energy is a reference energy."""
+        """Whether this frame is one atom alone, whose energy is a reference energy."""
         return len(self.atoms) == 1 and (self.group == _ISOLATED or not self.atoms.pbc.any())
 
     def labeled_atoms(self) -> Atoms:
@@ -134,7 +134,7 @@ def read_atoms(path: Path, name: str | None = None) -> Iterator[tuple[str, Atoms
 
 
 def tell_labels(use: str, report: LabelReport | None) -> None:
-    """Write to the log which labels the frames of a data set have and where they are from, and what is not used."""
+    """Log the labels of a data set with their sources, and whatever looks like a label and is not used."""
     if report is None:
         return
     logger.info("%s: %d frames; %s", use, report.n_frames, report.line())

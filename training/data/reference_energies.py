@@ -21,9 +21,9 @@ _SAME_ATOM = 1e-3  # eV, between energies of one isolated atom
 def least_squares_energies(
     elements: Sequence[str], counts: NDArray[np.float64], energies: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Energies per element whose sums fit `energies` (n,) best; of several that do, those nearest to equal.
+    """Fit energies per element to `energies` (n,) by least squares; of several solutions take the most nearly equal.
 
-    Energies that are NaN are left out; without any the result is 0.
+    Frames with an energy of NaN are left out. Without any frame all energies are 0.
     """
     known = np.isfinite(energies)
     counts, energies = counts[known], energies[known]
@@ -61,7 +61,7 @@ def isolated_atom_energies(path: Path, elements: Sequence[str], keys: LabelKeys 
 
 
 def energies_of_atoms(frames: Iterable[Frame]) -> dict[str, float]:
-    """Energies in eV by chemical symbol of frames of single atoms; those without an energy, or a weight, are left out.
+    """Return the energy of each element, eV, from frames of single atoms with an energy of a weight above zero.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Where the data of recipes come from: a folder, the shared data beside the project, or the public source."""
+"""Sources of data files: a folder, the shared data beside the project, or a public download."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ PUBLIC_FILES = {
 def locate(name: str, folder: Path | None = None) -> Path:
     """Find a data file by name.
 
-    Looks in `folder`, or without one in the working directory; then in ``../shared/data`` beside the project; then
-    downloads it, if it is one of `PUBLIC_FILES`, to the user's cache.
+    The first place is `folder`, or the working directory without one; the second is ``../shared/data`` beside the
+    project. A file of `PUBLIC_FILES` that is in neither place is downloaded to the user's cache.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def locate(name: str, folder: Path | None = None) -> Path:
 
 
 class DataFile(NamedTuple):
-    """A file of frames, and which of them are meant: all for an empty `selection`.
+    """A file of frames and a selection of them; an empty selection means all frames.
 
     See `ase_segnn.structures.split_source`.
     """

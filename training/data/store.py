@@ -1,8 +1,8 @@
 """Frames and their graphs on disk: one file per set of frames, built once and read frame by frame.
 
-The file has the rows of atoms and edges of one frame after another, then everything that is one number, tensor or text
-per frame as an ``.npz`` archive, then the size of that archive and a mark by which a whole file is known. Plain writes
-alone make the file: where the disk is full they fail as an error and not, as the library of HDF5 does, as a crash.
+A file starts with the rows of atoms and edges, frame by frame. Values of one number, tensor or text per frame follow as
+an ``.npz`` archive. The size of the archive and a mark end the file; a file without the mark is not whole. The file is
+made by plain writes: on a full disk a write is an error, whereas the library of HDF5 crashes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _REPORT = "labels"
 class FrameStore:
     """Labeled frames and their graphs of one cutoff in a file that `FrameStore.build` wrote.
 
-    What is one number or tensor per frame is in memory, all else is read from disk when a frame is asked for.
+    Values of one number or tensor per frame are in memory. Rows of atoms and edges are read from disk on request.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class FrameStore:
 
     Attributes
     ----------
-    labels : what was taken as labels of these frames, and what was not; None if nothing was said of that
+    labels : report on the labels of these frames; None if the store was built without one
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,7 +99,7 @@ class FrameStore:
         path : of the file
         frames : with their labels
         cutoff : Å
-        labels : what was said when these labels were chosen
+        labels : report on the choice of the labels
 
         Raises
         ------
@@ -125,10 +125,10 @@ class FrameStore:
         required: bool = True,
         may_fail: Collection[str] = (),
     ) -> FrameStore:
-        """Return the store of some files, by name, from a folder; it is built there if it is not yet, or is broken.
+        """Open the store of some files in a folder; build the store first if it is missing or broken.
 
-        The file of the store is named after all that decides what is in it: contents and names of the files, names of
-        labels, those that are given and the table of the others, and the cutoff.
+        The name of the store is a hash of everything that decides its contents: contents and names of the files, the
+        label keys, the table of label names, and the cutoff.
 
         Parameters
         ----------
@@ -171,7 +171,7 @@ class FrameStore:
             ) from error
 
     def has_labels_of(self, keys: LabelKeys) -> bool:
-        """Whether some frame has each of the labels that are given by name."""
+        """Whether each label with a key is in some frame."""
         given = [label for label, key in keys.model_dump().items() if key is not None]
         return self.labels is not None and all(label in self.labels.sources for label in given)
 
@@ -227,7 +227,7 @@ class FrameStore:
         )
 
     def labeled_graph(self, index: int) -> LabeledGraph:
-        """Return a frame's graph with its labels; missing ones are zero, with weight zero."""
+        """Return the graph of a frame with its labels; a missing label is zero, with weight zero."""
         table = {name: column[index] for name, column in self._table.items()}
         rows = self._rows(index, {**_OF_ATOMS, **_OF_EDGES})
         n_atoms = int(table["n_atoms"])
@@ -260,7 +260,7 @@ class FrameStore:
         )
 
     def _rows(self, index: int, columns: _Columns) -> dict[str, NDArray[Any]]:
-        """Read what a frame has of the columns of atoms, or of these and of those of edges."""
+        """Read the rows of a frame for some columns: those of atoms, or those of atoms and edges."""
         if self._file is None:
             self._file = self.path.open("rb", buffering=0)
             weakref.finalize(self, self._file.close)
@@ -284,7 +284,7 @@ def _row_bytes(columns: _Columns) -> int:
 
 
 def _read_at(file: FileIO, first: int, n_bytes: int) -> bytearray:
-    """Read some bytes; where the system can, without the position in the file, which forked processes share."""
+    """Read bytes from a position, without moving the position that forked processes share if the system can."""
     content = bytearray(n_bytes)
     if hasattr(os, "preadv"):
         n_read = os.preadv(file.fileno(), [content], first)

@@ -24,12 +24,12 @@ _MARGIN = 0.8
 
 
 class Subset(Dataset[LabeledGraph]):
-    """Some of the frames of a store, which its graphs are asked for by their index there.
+    """Some of the frames of a store. Graphs are found by their index in the store.
 
     Parameters
     ----------
     store : of the frames
-    indices : (n,) int64, without order
+    indices : (n,) int64, of the frames in the store
     group_weights : group -> factor of the weights of its frames
     """
 
@@ -101,10 +101,10 @@ class Subset(Dataset[LabeledGraph]):
         return float(self.store.n_edges[self.indices].sum() / self.store.n_atoms[self.indices].sum())
 
     def repulsion_ends(self) -> dict[str, float]:
-        """Return where the repulsion of nuclei has to end, Å, to leave these frames and somewhat closer ones alone.
+        """Return the ends of the repulsion of nuclei, Å, that leave these frames and somewhat closer ones alone.
 
-        That is at 0.8 of the shortest distance of each pair of elements. Where the usual end is less, the pair is left
-        out; see `ase_segnn.model.zbl.ZBLRepulsion`.
+        The end for a pair of elements is 0.8 of their shortest distance. Pairs whose usual end is smaller are left out;
+        see `ase_segnn.model.zbl.ZBLRepulsion`.
         """
         ends: dict[str, float] = {}
         for index in self.indices:

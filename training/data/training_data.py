@@ -49,7 +49,7 @@ class TrainingData:
         settings : which files, and what to do with them
         cutoff : of the graphs, Å
         seed : of the frames that are drawn
-        known_elements : that frames to validate or test on may have though no training frame has them
+        known_elements : elements allowed in validation and test frames beside those of the training frames
 
         Raises
         ------
@@ -79,7 +79,7 @@ class TrainingData:
         checksums: dict[str, str],
         known_elements: Sequence[str] = (),
     ) -> TrainingData:
-        """Divide frames that are read already; `stores` are named "train", "validation" and "test <name>"."""
+        """Divide the frames of stores named "train", "validation" and "test <name>"."""
         store = stores["train"]
         isolated = [i for i in range(len(store)) if store.n_atoms[i] == 1 and store.frame(i).is_isolated_atom]
         rest = np.setdiff1d(np.arange(len(store)), isolated)
@@ -118,17 +118,17 @@ class TrainingData:
 def read_store(
     names: Sequence[str], settings: DataSection, cutoff: float, use: str, *, required: bool
 ) -> tuple[FrameStore, dict[str, str]]:
-    """Find files and read them, with the graphs of this cutoff (Å); return the checksum of each file as well.
+    """Find the files of a data set and open their store; return the store and the checksum of each file.
 
-    What is taken as their labels is told in the log.
+    The log tells the labels of the data set.
 
     Parameters
     ----------
-    names : of files that are one data set; of those that a pattern stands for, some may be unreadable
-    settings : where they are, and the names of labels
-    cutoff : Å
+    names : of the files; files found by a pattern may be unreadable
+    settings : folders, and the keys of labels
+    cutoff : of the graphs, Å
     use : of the data set, for the log
-    required : whether some frame must have the labels whose keys are given
+    required : refuse a label key that no frame has
 
     Raises
     ------

@@ -34,9 +34,9 @@ def start_from(
 
     .. math:: W'_Z = \sqrt{n / n'}\, W_Z
 
-    A new element starts from the mean of these rows. That asks for no random numbers and no choice of a similar
-    element, and keeps the network between inputs it was trained on. Elements that start alike part at the first step,
-    as each row has the gradient of its own atoms.
+    A new element starts from the mean of these rows: no random numbers, no choice of a similar element, and an input
+    between those of the training. Several new elements start alike and part at the first step, since each row has the
+    gradient of its own atoms.
 
     Parameters
     ----------
@@ -101,19 +101,19 @@ def adapt_energies(
     r"""Correct the energy of each element, so that the mean error on given frames is about zero before the first step.
 
     Energies of another code, pseudopotential or functional differ first of all by a constant :math:`c_Z` per element.
-    Its fit to the frames f with :math:`n_{fZ}` atoms of each element, weighed as in the training loss,
+    The constants are fitted to the frames f with :math:`n_{fZ}` atoms of each element, weighed as in the training loss:
 
     .. math:: \min_c \sum_f \frac{1}{n_f} \Big(E_f - \hat E_f - \sum_Z n_{fZ} c_Z\Big)^2, \quad n_f = \sum_Z n_{fZ}
 
-    leaves no mean error. Where compositions do not tell elements apart, as those of a single molecule, the solution
-    nearest to equal corrections is taken. Elements that are in no frame keep what they have.
+    If compositions do not tell elements apart, as in frames of a single molecule, the most nearly equal corrections are
+    taken. Elements in no frame keep their energies.
 
-    With reference energies :math:`E^0_Z` of the new level of theory the rest is a difference of binding energies:
-    corrected are the shifts, lone atoms stay exact. The shifts are multiplied by the factor s of `Potential`, which is
-    not quite 1 in molecules of a few atoms, so a part of the error may be left there; leave out frames of lone atoms.
+    If `keep_reference_energies`, the shifts are corrected and lone atoms stay exact. The factor s of `Potential`
+    multiplies the shifts and is not quite 1 in molecules of a few atoms, so a part of the error may be left there.
+    Leave out frames of lone atoms.
 
-    Without them the constants may be hundreds of eV, which s would turn into forces. Corrected are then the reference
-    energies; the forces stay those of the base.
+    Otherwise the constants may be hundreds of eV, and s would turn them into forces. Then the reference energies are
+    corrected, and the forces stay those of the base.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def adapt_energies(
 def freeze(potential: Potential, names: Sequence[str]) -> int:
     """Turn off the gradients of parts of the network.
 
-    Whoever adds elements leaves "embedding" out, or the new ones keep the features they start with.
+    Do not freeze "embedding" when you add elements: new elements would keep the features they start with.
 
     Parameters
     ----------

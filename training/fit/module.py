@@ -1,4 +1,4 @@
-"""What Lightning trains, whatever the network: step, schedule, validation, and what a checkpoint remembers of them."""
+"""The module of Lightning for any network: step, schedule, validation, and the state in a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _COUNTERS = ("_seconds_to_first_step", "_n_steps", "_waited", "_waited_for_plate
 
 @dataclass(frozen=True)
 class FitSettings:
-    """What a fit needs to know besides its data.
+    """Settings of a fit.
 
     Parameters
     ----------
     optimization : of the recipe, with its number of epochs
     seed : of the order of frames
     compile : whether the step is compiled by torch, if the network has no compiled C++ of its own
-    identity : what a run that is resumed must have in common with the one before, as plain data
+    identity : plain data that must be the same when a run is resumed
     """
 
     optimization: FitSection
@@ -45,7 +45,7 @@ class FitSettings:
 
 
 def fit_settings(recipe: RunSection, **identity: Any) -> FitSettings:
-    """Collect the settings of a fit by a settled recipe; `identity` names what else decides what it learns."""
+    """Return the settings of a fit by a settled recipe; `identity` adds data and network to the identity of the run."""
     settings = recipe.model_dump(mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap"})
     for name in ("epochs", "max_time", "early_stopping"):
         del settings["optimization"][name]
@@ -68,7 +68,7 @@ class Measure(NamedTuple):
 class TrainingModule(pl.LightningModule):
     """Optimizes a network; keeps the history of the run and the averaged weights that validated best.
 
-    Its children say what the batches are and how errors are measured.
+    A child class provides the batches and measures the errors.
 
     Parameters
     ----------
@@ -102,28 +102,28 @@ class TrainingModule(pl.LightningModule):
         self._validated = False  # in this epoch
 
     def use_kernels(self) -> bool:
-        """Make the network use compiled C++ until `on_fit_end`, and say whether it does; a compiled step needs none."""
+        """Switch the network to compiled C++ until `on_fit_end`, if there is any; return whether there is."""
         return False
 
     @abstractmethod
     def weights(self, progress: float) -> list[float]:
-        """Weights of the L kinds of labels in the objective, when this share of the run is over."""
+        """Weights of the L kinds of labels in the objective after a share of the run, 0 to 1."""
 
     @abstractmethod
-    def examine(self, batch: Any) -> Tensor:
-        """Sum penalties and squared errors of a batch of validation frames, and count its values: (3, L)."""
+    def evaluate(self, batch: Any) -> Tensor:
+        """Return sums of penalties, sums of squared errors, and numbers of values of a validation batch, (3, L)."""
 
     @abstractmethod
     def measures(self, mean_squares: Sequence[float | None]) -> list[Measure]:
-        """Errors to show, from the mean squared error of each kind of label, None where there is no label."""
+        """Errors to show, from the mean squared error of each kind of label; None stands for no label."""
 
     @abstractmethod
     def source(self, frame: int, *, validation: bool = False) -> str:
-        """Where a frame of the training, or of the validation frames is from, for errors."""
+        """Return the name of a training or validation frame, for messages."""
 
     @abstractmethod
     def single(self, frame: int) -> Any:
-        """Batch of one training frame."""
+        """Return the batch of one training frame."""
 
     @property
     def model(self) -> nn.Module:
@@ -148,7 +148,7 @@ class TrainingModule(pl.LightningModule):
         self.progress_at_start = self._progress(0)
 
     def on_train_epoch_start(self) -> None:
-        """See to it that the last epoch is validated."""
+        """Have the last epoch validated."""
         if self.current_epoch + 1 == self.trainer.max_epochs:
             self.trainer.check_val_every_n_epoch = 1
 
@@ -188,13 +188,13 @@ class TrainingModule(pl.LightningModule):
             self._seconds_to_first_step = self.seconds
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the errors of the validation before, and keep the averaged weights, which are in place now only."""
+        """Reset the sums, and copy the averaged weights, which are in the network during validation only."""
         self._sums = torch.zeros_like(self._sums, device=self.device)
         self._averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add up penalties, squared errors and their numbers."""
-        sums = self.examine(batch)
+        """Add the sums of a batch."""
+        sums = self.evaluate(batch)
         if not bool(torch.isfinite(sums).all()):
             names = ", ".join(self.source(index, validation=True) for index in batch.frames.tolist())
             raise FloatingPointError(
@@ -238,7 +238,7 @@ class TrainingModule(pl.LightningModule):
         self._losses, self._validated = [], False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what this module remembers besides weights."""
+        """Add history, best weights, clock and counters to the checkpoint."""
         checkpoint["run"] = {
             "history": self.history,
             "best": self.best,
@@ -249,7 +249,7 @@ class TrainingModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember it again."""
+        """Restore the state that `on_save_checkpoint` added."""
         run = checkpoint["run"]
         self.history, self.best, self._seconds_before = run["history"], run["best"], run["seconds"]
         for name in _COUNTERS:
@@ -267,7 +267,7 @@ class TrainingModule(pl.LightningModule):
         return {f"validation_{measure.name}": measure.value for measure in self.last_measures}
 
     def _progress(self, batch_idx: int) -> float:
-        """Share of the run after its first step that is over, by epochs or by time, whichever is more."""
+        """Share of the run so far, by epochs or by time from the first step on, whichever is larger."""
         settings = self.settings.optimization
         assert settings.epochs is not None
         epoch = self.current_epoch + batch_idx / max(1, self.trainer.num_training_batches)
@@ -291,7 +291,7 @@ class TrainingModule(pl.LightningModule):
         return values
 
     def _on_all_processes(self, value: float) -> float:
-        """Value of the first process, so that all decide alike."""
+        """Return the value of the first process on all processes."""
         if self.trainer.world_size == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64, device=self.device)

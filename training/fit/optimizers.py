@@ -22,9 +22,9 @@ _ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     r"""Momentum whose matrices are replaced by their orthogonal factor, in float32.
 
-    What torch.optim.Muon does with ``adjust_lr_fn="original"``, except that the factor is not found in bfloat16, which
-    most CPUs have to emulate: there that takes several times as long as all the rest of a training step. Matrices of
-    one shape are treated together.
+    The same as torch.optim.Muon with ``adjust_lr_fn="original"``, but in float32 instead of bfloat16. Most CPUs emulate
+    bfloat16, and the factors would take several times as long as the rest of a training step. Matrices of one shape are
+    treated together.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step along the gradients that are there."""
+        """Take a step for all matrices with a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         given = [
             (group, matrix) for group in self.param_groups for matrix in group["params"] if matrix.grad is not None

@@ -61,7 +61,7 @@ class PotentialModule(TrainingModule):
         self._a_number = int(training.store.numbers(int(training.indices[0]))[0])  # of an atom that only fills up
 
     def train_dataloader(self) -> DataLoader[LabeledGraph]:
-        """Batches of this process in an order that depends on seed and epoch alone; made anew for each epoch."""
+        """Return the batches of this process for one epoch; their order depends on seed and epoch alone."""
         store, world = self._training.store, self.trainer.world_size
         random = np.random.default_rng([self.settings.seed, self.current_epoch])
         order = self._training.indices[random.permutation(len(self._training))]
@@ -75,18 +75,18 @@ class PotentialModule(TrainingModule):
         return DataLoader(self._training, batch_sampler=mine, collate_fn=collate)
 
     def _batch(self, parts: list[LabeledGraph]) -> LabeledGraph:
-        """Batch graphs, of which there may be none if there are more processes than batches."""
+        """Join graphs into a batch. Without graphs, if there are more processes than batches, the batch is padding."""
         return LabeledGraph.batch(parts or [LabeledGraph.padding(1, 0, self._training.store.cutoff, self._a_number)])
 
     def val_dataloader(self) -> DataLoader[LabeledGraph]:
-        """Share of the validation frames of this process, in their order."""
+        """Return the validation frames of this process, in their order."""
         store = self._validation.store
         mine = self._validation.indices[self.trainer.global_rank :: self.trainer.world_size]
         batches = divide(mine, store.n_atoms, store.n_edges, _VALIDATION_LIMITS)
         return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
 
     def use_kernels(self) -> bool:
-        """Take compiled C++ for the messages, where there is a form of them for it, unless `compile` is False."""
+        """Switch the messages to compiled C++, unless the network has no such form or `compile` is False."""
         assert isinstance(self.loss, PotentialLoss)
         network = self.loss.potential.network
         if not self._compile or why_no_kernels(network) is not None:
@@ -101,15 +101,15 @@ class PotentialModule(TrainingModule):
         return True
 
     def on_fit_end(self) -> None:
-        """Leave the potential as it is without compiled C++."""
+        """Switch back to plain torch."""
         self._kernels.close()
 
     def weights(self, progress: float) -> list[float]:
-        """Weights of energies, forces and stresses when this share of the run is over."""
+        """Weights of energies, forces and stresses after a share of the run."""
         return list(self._optimization.weights(progress).values())
 
-    def examine(self, batch: LabeledGraph) -> Tensor:
-        """Penalties, squared errors and their numbers."""
+    def evaluate(self, batch: LabeledGraph) -> Tensor:
+        """Return sums of penalties, sums of squared errors, and numbers of values, (3, 3)."""
         assert isinstance(self.loss, PotentialLoss)
         prediction = self.loss.potential.predict(batch.graph, stress=self._with_stress)
         squares = torch.zeros(len(LABELS), dtype=torch.float64, device=self.device)

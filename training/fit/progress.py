@@ -21,7 +21,7 @@ class ProgressBar(Callback):
         self._n_frames = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show it."""
+        """Show the bar."""
         if trainer.is_global_zero:
             self._task = self._bar.add_task("", total=1.0)
             self._bar.start()
@@ -29,7 +29,7 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update it."""
+        """Update the bar."""
         if self._task is None:
             return
         assert isinstance(pl_module, TrainingModule)
@@ -38,11 +38,11 @@ class ProgressBar(Callback):
         self._bar.update(self._task, completed=pl_module.progress, description=text)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the last line."""
+        """Stop the bar; the last line stays."""
         self._bar.stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the last line."""
+        """Stop the bar; the last line stays."""
         self._bar.stop()
 
 

@@ -21,11 +21,11 @@ _SMALLEST_SQUARE = 1e-12  # the root of 0 has no slope
 
 
 class Batch(Protocol):
-    """Graphs with their labels, as the trainer sees them.
+    """Batch of labeled graphs, as the trainer sees it.
 
     Attributes
     ----------
-    frames : (B,) int64, which frames they are; -1 for one that only fills up
+    frames : (B,) int64, indices of the frames; -1 for padding
     """
 
     frames: Tensor
@@ -34,18 +34,18 @@ class Batch(Protocol):
         """Numbers of values of each of the L kinds of labels, (L,) float64."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Return this with every tensor on `device`."""
+        """Return the same batch on a device."""
 
     def tensors(self) -> list[Tensor]:
-        """Everything in it."""
+        """All tensors, in the order of the fields."""
 
     @classmethod
     def from_tensors(cls, tensors: list[Tensor]) -> Self:
-        """Make it again from `tensors`."""
+        """Make a batch of the tensors that `tensors` returned."""
 
 
 class Loss(nn.Module):
-    """Weighted sum of errors of a network that is part of it."""
+    """Weighted sum of the errors of a network; the network is a part of the module."""
 
     def forward(self, batch: Any, coefficients: Tensor) -> Tensor:
         """Loss of a batch, (), with coefficients (L,) of the L kinds of labels."""
@@ -71,10 +71,10 @@ class PotentialLoss(Loss):
 
     Parameters
     ----------
-    potential : its weights are what the gradient is for
+    potential : whose weights are fitted
     kind : "mse", "l1" or "huber"
     delta : δ of "huber", in eV or eV/Å
-    stress : whether stresses are computed at all
+    stress : whether to predict stresses
     """
 
     def __init__(self, potential: Potential, kind: str = "mse", delta: float = 0.01, *, stress: bool = False) -> None:
@@ -114,9 +114,9 @@ class PotentialLoss(Loss):
 class CompiledStep:
     """The loss and all its gradients as one compiled function.
 
-    torch.compile alone does not differentiate twice. Here loss, forces and gradients are traced together into one flat
-    graph of tensor operations first, and that needs no differentiation any more. It holds for the shape of the first
-    batch; a batch of another shape is evaluated as it is.
+    torch.compile alone does not differentiate twice. Loss, forces and gradients are therefore traced into one flat
+    graph of tensor operations first; the flat graph needs no differentiation. The compiled function is for batches of
+    the first batch's shape. Other batches take the plain way.
 
     Parameters
     ----------

@@ -43,21 +43,21 @@ CHECKPOINT, CURVE = "last.ckpt", "metrics.csv"
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a finished fit leaves: the lines of its history, and how long it took."""
+    """Result of a fit: the lines of its history, and its duration in seconds."""
 
     history: list[dict[str, float]]
     seconds: float
 
 
 def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: bool) -> FitResult:
-    """Fit the parameters of a network that require gradients; at the end it has the weights that validated best.
+    """Fit the parameters of a network that require gradients; leave the weights that validated best in the network.
 
     Parameters
     ----------
-    module : with the network and the weights to start from; with `resume` those of the checkpoint take their place
+    module : with the network and its weights at the start; `resume` replaces these by the checkpoint's
     recipe : settled: the number of epochs is given, and whether to compile
-    folder : where checkpoint and learning curve are kept; exists
-    resume : go on from the checkpoint there, which may be that of a finished fit
+    folder : of checkpoint and learning curve; exists
+    resume : go on from the checkpoint in `folder`, which may be that of a finished fit
 
     Raises
     ------
@@ -66,7 +66,7 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
     FloatingPointError
         If the loss is not finite; the frames are named.
     ValueError
-        If the checkpoint is of another run: of other data, another network or other settings.
+        If the checkpoint is of another run (other data, network or settings) or of a version with other keys.
     """
     checkpoint = folder / CHECKPOINT
     finished = False
@@ -117,14 +117,14 @@ def check_machine(recipe: RunSection) -> None:
 
 
 def with_epochs(optimization: _Section) -> _Section:
-    """Settle the number of epochs."""
+    """Return the settings with a number of epochs."""
     if optimization.epochs is not None:
         return optimization
     return optimization.model_copy(update={"epochs": _EPOCHS if optimization.max_time is None else _MOST_EPOCHS})
 
 
 def worth_compiling(optimization: FitSection, steps_per_epoch: float) -> bool:
-    """Say whether a run is so long that compiling, which takes minutes and halves the time of a step, pays."""
+    """Whether a run is long enough to gain by compiling, which takes minutes and halves the time of a step."""
     assert optimization.epochs is not None
     long_enough = optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE
     return long_enough and optimization.epochs * steps_per_epoch > _FEWEST_STEPS_TO_COMPILE
@@ -168,13 +168,13 @@ def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:
 
 
 def _average(decay: float, averaged: list[Tensor], weights: list[Tensor], n_steps: Tensor) -> None:
-    """Exponential moving average that at first remembers no more than a twentieth of the steps so far."""
+    """Update exponential moving averages, whose window is at most a twentieth of the steps so far."""
     window = min(_AVERAGED_SHARE * float(n_steps), 1 / (1 - decay) - 1)
     get_ema_multi_avg_fn(window / (1 + window))(averaged, weights, n_steps)
 
 
 class _LastCheckpoint(Checkpoint):
-    """Keeps the state after each epoch, and the learning curve, each file whole or as it was."""
+    """Writes checkpoint and learning curve after each epoch; an interruption leaves the files as they were."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -217,7 +217,7 @@ def _load_run(path: Path) -> dict[str, Any]:
 
 
 class _PlainFiles(TorchCheckpointIO):
-    """Writes checkpoints where they belong; Lightning's own way is through the folder for temporary files."""
+    """Writes checkpoints directly; Lightning itself goes through the folder for temporary files."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         buffer = io.BytesIO()  # torch takes a full disk for a broken archive

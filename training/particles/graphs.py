@@ -1,4 +1,4 @@
-"""Trajectories as graphs: what goes into the network, and what it should say."""
+"""Trajectories as graphs, with the targets of the network."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ class ParticleGraphs:
         return torch.tensor([self.targets.numel()], dtype=torch.float64, device=self.targets.device)
 
     def to(self, device: torch.device | str) -> ParticleGraphs:
-        """Return this with every tensor on `device`."""
+        """Return the same graphs on a device."""
         return ParticleGraphs(*(tensor.to(device) for tensor in self.tensors()))
 
     def tensors(self) -> list[Tensor]:
-        """Everything in it, in the order of its fields."""
+        """All tensors, in the order of the fields."""
         return list(vars(self).values())
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor]) -> ParticleGraphs:
-        """Make it again from `tensors`."""
+        """Make graphs of the tensors that `tensors` returned."""
         return cls(*tensors)
 
 

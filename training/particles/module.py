@@ -71,7 +71,7 @@ class ParticleModule(TrainingModule):
         """There is one kind of label."""
         return [1.0]
 
-    def examine(self, batch: ParticleGraphs) -> Tensor:
+    def evaluate(self, batch: ParticleGraphs) -> Tensor:
         """Squared errors and number of components."""
         with torch.no_grad():
             squares = (self.model(batch) - batch.targets).double().square().sum()

@@ -35,7 +35,7 @@ _SIMPLEST = {
 
 @dataclass(frozen=True)
 class ParticleResult:
-    """What a finished run leaves.
+    """Network, errors and files of a finished run.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def particle_sets(system: SystemSection) -> dict[str, ParticleSet]:
 
 
 def predict(network: ParticleNetwork, particles: ParticleSet) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Evaluate a network on the CPU: targets and predictions, (T, n, 3) each."""
+    """Predict a set on the CPU; return targets and predictions, (T, n, 3) each."""
     with torch.no_grad():
         pairs = [(part.targets, network(part)) for part in particles.in_parts(AT_A_TIME)]
     targets, predictions = (torch.cat(tensors).double().numpy() for tensors in zip(*pairs, strict=True))

@@ -1,4 +1,4 @@
-"""The model card: what a potential is, where it comes from, how good it is and what it is not good for."""
+"""The model card: contents, origin, errors and limits of a potential."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_card(
     labels: str = "",
     notes: Sequence[str] = (),
 ) -> None:
-    """Write the card as Markdown; everything that was measured or counted is filled in, the rest comes from the recipe.
+    """Write the card as Markdown: measured and counted facts, and the texts of the recipe.
 
     Parameters
     ----------

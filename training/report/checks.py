@@ -40,7 +40,7 @@ _NOISE = 0.05  # eV; shallower holes are no trouble
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found, in one word and in plain sentences."""
+    """Outcome of a check, in one word and in plain sentences."""
 
     name: str
     outcome: Outcome
@@ -48,15 +48,14 @@ class Verdict:
 
 
 class Survey:
-    """What checks need to know of the frames, noted while these pass by.
+    """Facts about frames that the checks need, collected while the frames pass by.
 
     Attributes
     ----------
     elements : atomic numbers
-    shortest : pair of elements -> the shortest distance between two such atoms, Å; pairs that never come within 4 Å
-        are missing
-    start : structure to start dynamics from, and its name: the largest of at most 200 atoms, of several the one with
-        the smallest forces; None as long as there was no frame of two atoms or more
+    shortest : pair of elements -> their shortest distance, Å, if they ever come within 4 Å
+    start : name and structure for the start of molecular dynamics: the largest of at most 200 atoms, of several the one
+        with the smallest forces; None before the first frame of two atoms or more
     """
 
     def __init__(self) -> None:
@@ -66,7 +65,7 @@ class Survey:
         self._rank: tuple[float, ...] = ()
 
     def watch(self, frames: Iterable[Frame], *, as_start: bool) -> Iterator[Frame]:
-        """Yield the frames as they are, and take note of each; one of them may be the start if `as_start`."""
+        """Yield the frames unchanged and collect their facts; `as_start` lets one of them be the start."""
         for frame in frames:
             self.elements.update(frame.atoms.numbers.tolist())
             graph = AtomicGraph.from_atoms(frame.atoms, _SURVEYED_DISTANCE)
@@ -91,7 +90,7 @@ class DimerCurve:
     distances : (n,) Å, ascending
     energies : (n,) eV, less the one at the largest distance
     shortest_in_data : Å, None if the data have no such pair within 4 Å
-    hole : distances (Å) between which they attract each other though they are near; None if there is no such hole
+    hole : distances (Å) between which near atoms attract each other; None if there is no such hole
     barrier : eV, of the wall before the hole, above the lowest energy outside; None without a hole
     """
 

@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Examination:
-    """What a potential predicts for sets of frames, and what these frames are like.
+class EvaluatedSets:
+    """Predictions for sets of frames, and facts about the frames.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ class Examination:
     survey: Survey
 
 
-def examine(calculator: Calculator, sets: Mapping[str, Iterable[Frame]]) -> Examination:
-    """Evaluate sets of labeled frames, each of which is read once; the first is that which dynamics starts from.
+def evaluate_sets(calculator: Calculator, sets: Mapping[str, Iterable[Frame]]) -> EvaluatedSets:
+    """Evaluate a calculator on sets of labeled frames. Molecular dynamics will start from a frame of the first set.
 
     Raises
     ------
@@ -60,13 +60,13 @@ def examine(calculator: Calculator, sets: Mapping[str, Iterable[Frame]]) -> Exam
         raise ValueError(
             f"no frame of {', '.join(sets) or 'any set'} has an energy, forces or a stress to compare with"
         )
-    return Examination(predictions, survey)
+    return EvaluatedSets(predictions, survey)
 
 
 def write_report(
     path: Path,
     calculator: Calculator,
-    examination: Examination,
+    evaluated: EvaluatedSets,
     history: Sequence[Mapping[str, Any]],
     *,
     title: str,
@@ -76,13 +76,13 @@ def write_report(
     steps: int = 2000,
     seconds: float = 10.0,
 ) -> list[Verdict]:
-    """Check a potential, and write what was found as one HTML file that needs nothing else.
+    """Check a potential, and write the report as one HTML file that needs nothing else.
 
     Parameters
     ----------
     path : of the page, written whole or not at all; a page that is there already is replaced
     calculator : of the finished potential; keeps the results of the last structure that was looked at
-    examination : of the same calculator; frames without labels are left out
+    evaluated : of the same calculator; frames without labels are left out
     history : one mapping per epoch with `epoch`, and as far as known `loss`, `learning_rate`,
         names of errors after "validation_", see `ase_segnn.quantities`
     title : of the page
@@ -100,7 +100,7 @@ def write_report(
     OSError
         If the page cannot be written.
     """
-    predictions, survey = examination.predictions, examination.survey
+    predictions, survey = evaluated.predictions, evaluated.survey
     labeled = {name: predicted for name, predicted in predictions.items() if predicted.n_frames}
     found = _Checks.perform(calculator, survey, labeled, temperatures, steps, seconds)
     sections = [
@@ -118,7 +118,7 @@ def write_report(
 
 @dataclass(frozen=True, eq=False)
 class _Checks:
-    """Everything that was found without labels; `verdicts` in the order of the page, deviations last."""
+    """Findings of the checks; `verdicts` in the order of the page, deviations last."""
 
     runs: list[Run]
     dimers: list[DimerCurve]
@@ -221,7 +221,7 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
-    """Sections of everything that compares with labels."""
+    """Yield the sections on errors against labels."""
     by_set = {(name, "", predictions.n_frames): predictions.errors() for name, predictions in labeled.items()}
     by_group, by_element = {}, []
     for name, predictions in labeled.items():
