@@ -102,8 +102,9 @@ def _message(problem: Any, kind: type[BaseModel]) -> str:
         section: Any = kind
         for part in sections:
             section = section.model_fields[part].annotation
-        if key in section.removed:
-            return f"no key any more; {section.removed[key]}"
+        for place in (section, *(field.annotation for field in kind.model_fields.values())):
+            if key in getattr(place, "removed", {}):
+                return f"no key any more; {place.removed[key]}"
         close = [place for place in _places(key, kind) if place != ".".join([*sections, key])]
         close = close or get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(section.model_fields)}"

@@ -160,11 +160,12 @@ def test_errors_in_recipes_are_one_line_without_names_of_types(tmp_path: Path, t
     ],
 )
 def test_keys_of_earlier_versions_are_refused_with_what_to_write_now(removed: str, message: str) -> None:
-    raw = {"name": "x", "data": {"train": "a.xyz"}, "optimization": load_yaml(removed)}
-    with pytest.raises(
-        ValueError, match=re.escape(f"this: optimization.{removed.split(':', maxsplit=1)[0]}: {message}")
-    ):
-        make_recipe(raw, "this", Recipe)
+    [(key, value)] = load_yaml(removed).items()
+    raw = {"name": "x", "data": {"train": "a.xyz"}}
+    with pytest.raises(ValueError, match=re.escape(f"this: optimization.{key}: {message}")):
+        make_recipe({**raw, "optimization": {key: value}}, "this", Recipe)
+    with pytest.raises(ValueError, match=re.escape(f"this: {key}: {message}")):
+        make_recipe({**raw, key: value}, "this", Recipe)  # in the wrong place, too
 
 
 def test_weights_lead_from_start_to_end() -> None:

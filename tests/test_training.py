@@ -361,6 +361,10 @@ def test_a_run_of_a_version_with_other_keys_is_not_resumed(tmp_path: Path, frame
         ),
     ):
         run_recipe(recipe, tmp_path / "run", resume=True)
+    del checkpoint["run"]["identity"]
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="is of another version of ase-segnn; resume the run with that version"):
+        run_recipe(recipe, tmp_path / "run", resume=True)
 
 
 def test_the_potential_is_kept_whatever_happens_to_its_evaluation(

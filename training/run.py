@@ -123,7 +123,8 @@ def run_on(
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results, findings = fit_on(data, recipe, files, base, resume=resume)
         provenance = provenance.model_copy(update={"created": now()})
-        save_potential(potential, files.potential, provenance=provenance, overwrite=True)  # whatever comes later
+        # before evaluation and report, which may fail
+        save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         calculator = SEGNNCalculator(potential)
         sets = {**data.sets, **old}
         evaluated = evaluate_sets(calculator, {name: subset.frames() for name, subset in sets.items()})
@@ -132,7 +133,7 @@ def run_on(
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         notes = findings if base is None else [*findings, *base.compared(old, errors)]
         minutes = sum(result.seconds for result in results) / 60
-        public = Recipe.model_validate(provenance.recipe)  # the card is for others, as the potential is
+        public = Recipe.model_validate(provenance.recipe)  # without places, for the card
         report = data.training.store.labels
         write_card(
             files.card,

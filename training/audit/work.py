@@ -28,9 +28,9 @@ from ..data.frames import Frame
 _Floats = NDArray[np.float64]
 
 _KEPT = 64  # frames to compare the next ones with, each of another kind
-_LONGEST_STEP = 0.5  # Å that an atom moves between two frames whose forces are compared
-_NEAR_STEP = 0.3  # Å that it moves where energies must follow the work
-_LONGEST_STRAINED_STEP = 0.1  # Å that it moves beside the strain where stresses are compared
+_LONGEST_STEP = 0.5  # Å, displacement of an atom between frames whose forces are compared
+_NEAR_STEP = 0.3  # Å, displacement up to which energies must follow the work
+_LONGEST_STRAINED_STEP = 0.1  # Å, displacement beside the strain between frames whose stresses are compared
 _SAME_CELL = 1e-6  # strain below which two cells count as one
 _TYPICAL_STRAIN = 0.01  # pairs of frames that are strained are weighted by the inverse of their strain
 _STRAINS = (1e-4, 0.12)  # between frames whose stresses are compared
@@ -39,7 +39,7 @@ _FEWEST_PAIRS = 10
 _NOISE = 1e-3  # eV, of energies that are converged as usual
 _NO_RELATION = 0.5  # correlation below which energies come from elsewhere; data in use have 0.97 and more
 _CLEAR = 0.9  # correlation from which a slope means something
-_RIGHT = (0.7, 1.4)  # slopes that are taken for one
+_RIGHT = (0.7, 1.4)  # slopes that count as one
 
 _PER_BOHR = units.Hartree / units.Bohr
 _ENERGY_AND_FORCES = {

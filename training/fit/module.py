@@ -89,13 +89,13 @@ class TrainingModule(pl.LightningModule):
         self.last_loss = math.nan
         self.last_measures: Sequence[Measure] = []  # on validation frames
         self.loss = loss
-        self._model = [model]  # in a list, so that its weights are not registered twice
+        self._model = [model]  # in a list: a module would be registered, and its weights twice
         self._step: CompiledStep | partial[tuple[Tensor, list[Tensor]]] = partial(gradients, loss)
         self._seconds_before = 0.0  # of sessions before this one
         self._started = time.monotonic()
         self._n_steps = self._waited = self._waited_for_plateau = 0
         self._plateau_factor = 1.0
-        self._seconds_to_first_step = 0.0  # of which most goes into compiling
+        self._seconds_to_first_step = 0.0  # most of them for compiling
         self._losses: list[Tensor] = []  # of the steps of this epoch
         self._sums = torch.zeros(3, n_labels, dtype=torch.float64)  # penalties, squared errors, numbers of values
         self._averaged: dict[str, Tensor] = {}

@@ -72,7 +72,7 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
     finished = False
     if resume:
         before = _load_run(checkpoint)["run"]
-        _check_identity(checkpoint, before["identity"], module.settings.identity)
+        _check_identity(checkpoint, before.get("identity", {}), module.settings.identity)
         finished = before["finished"]
     if finished:
         logger.info("%s was finished before, after %d epochs; nothing is fitted", recipe.name, len(before["history"]))
@@ -83,7 +83,7 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
                 trainer.fit(module, ckpt_path=checkpoint if resume else None, weights_only=True)
             except SystemExit as error:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from error
-    # several processes leave their results in the file only, so that it is the way for one as well
+    # with several processes the file alone has the results, so they are read from there in any case
     run = _load_run(checkpoint)["run"]
     module.model.load_state_dict(run["best"]["weights"])
     logger.info("%s: weights of epoch %d are the best on validation frames", recipe.name, run["best"]["epoch"])
@@ -92,12 +92,12 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
 
 def _check_identity(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise a ValueError if a checkpoint is of another run, or of a version whose recipes had other keys."""
-    keys, known = (set(identity["settings"]["optimization"]) for identity in (before, now))
+    keys, known = (set(identity.get("settings", {}).get("optimization", {})) for identity in (before, now))
     if keys != known or set(before) != set(now):
         differing = ", ".join(f"optimization.{key}" for key in sorted(keys ^ known))
         raise ValueError(
             f"'{checkpoint}' is of another version of ase-segnn"
-            + f", whose recipes differ in {differing}" * bool(differing)
+            + f", whose recipes differ in {differing}" * bool(keys and differing)
             + "; resume the run with that version, or start anew with --force or in another folder"
         )
     differing = " and ".join(name for name, value in now.items() if before[name] != value)
@@ -149,7 +149,7 @@ def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:
         also = loggers[recipe.logger](name=recipe.name, save_dir=folder)
     with _quiet_lightning():
         return pl.Trainer(
-            accelerator="cuda" if on_gpu else "cpu",  # others have no float64
+            accelerator="cuda" if on_gpu else "cpu",  # accelerators of other kinds have no float64
             devices=recipe.processes,
             strategy=strategy,
             plugins=[_PlainFiles()],
@@ -225,7 +225,7 @@ class _PlainFiles(TorchCheckpointIO):
         Path(path).write_bytes(buffer.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> Any:
-        return _load(Path(path))  # also weights alone, as processes hand them to the one that started them
+        return _load(Path(path))  # processes hand over bare weights this way, too
 
 
 @contextmanager

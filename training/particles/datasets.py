@@ -31,7 +31,7 @@ INPUT_FRAME = 30
 FRAMES_AHEAD = 10  # 1000 time steps
 TARGET_FRAME = INPUT_FRAME + FRAMES_AHEAD
 
-_RULES = 1  # to be raised when the same parameters come to give other numbers, so that old files are not taken
+_RULES = 1  # version of the simulations: a change of their numbers needs a new one, so that old files are not taken
 _SPLITS = ("train", "validation", "test")
 _logger = logging.getLogger(__name__)
 _Kind = TypeVar("_Kind", bound=Trajectories)

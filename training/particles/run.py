@@ -93,7 +93,7 @@ def run_particles(
             result = fit(module, recipe, files.folder, resume=resume)
         network = network.cpu().requires_grad_(False).eval()
         about = {"provenance": provenance.model_dump(mode="json")}
-        save_network(network, files.potential, about)  # whatever comes later
+        save_network(network, files.potential, about)  # evaluation and report may fail
         targets, predictions = predict(network, sets["test"])
         errors = {
             "test MSE": mean_square(predictions - targets),
