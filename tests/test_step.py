@@ -69,8 +69,31 @@ def test_edges_of_five_molecules_are_five_molecules_per_step() -> None:
     n_edges = np.random.default_rng(0).integers(174, 193, 450)
     n_atoms = np.full(450, 15)
     edges = OptimizationSection().batch_edges
-    batches = divide(range(450), n_atoms, n_edges, BatchLimits.of(n_atoms, n_edges, edges))
-    assert {len(batch) for batch in batches} == {5}
+    limits = BatchLimits.of(n_atoms, n_edges, edges)
+    assert limits == BatchLimits(structures=5, atoms=5 * 15, edges=5 * 192)
+    assert {len(batch) for batch in divide(range(450), n_atoms, n_edges, limits)} == {5}
+
+
+@pytest.mark.parametrize("batch_edges", [1, 30, 200, 1000, 100000])
+@pytest.mark.parametrize("seed", range(4))
+def test_limits_are_no_larger_than_batches_can_be(batch_edges: int, seed: int) -> None:
+    """Padded batches waste nothing that could be known, and the batches stay those of the plain rule."""
+    random = np.random.default_rng(seed)
+    n_atoms = random.integers(1, 2 + 20 * seed, 60)
+    n_edges = n_atoms * random.integers(0, 30, 60)
+    limits = BatchLimits.of(n_atoms, n_edges, batch_edges)
+    typical = batch_edges / n_edges.mean()
+    plain = BatchLimits(
+        structures=int(np.ceil(2 * typical)),
+        atoms=max(n_atoms.max(), int(np.ceil(1.5 * typical * n_atoms.mean()))),
+        edges=max(n_edges.max(), batch_edges),
+    )
+    assert limits.structures <= min(plain.structures, 60)
+    assert limits.atoms <= min(plain.atoms, n_atoms.sum())
+    assert limits.edges <= min(plain.edges, n_edges.sum())
+    for _ in range(5):
+        order = random.permutation(60)
+        assert divide(order, n_atoms, n_edges, limits) == divide(order, n_atoms, n_edges, plain)
 
 
 @pytest.mark.parametrize("n_parts", [0, 2, 3])

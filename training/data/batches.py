@@ -110,11 +110,13 @@ class BatchLimits:
         `batch_edges` stands for on average: at most one, where that is half a frame or less.
         """
         typical = batch_edges / max(1.0, float(n_edges.mean()))  # number of frames
-        return cls(
-            structures=math.ceil(2 * typical),
-            atoms=max(int(n_atoms.max()), math.ceil(1.5 * typical * float(n_atoms.mean()))),
-            edges=max(int(n_edges.max()), batch_edges),
-        )
+        edges = max(int(n_edges.max()), batch_edges)
+        atoms = max(int(n_atoms.max()), math.ceil(1.5 * typical * float(n_atoms.mean())))
+        # no batch of these frames can have more than the following, and padded batches need not
+        smallest_first = np.cumsum(np.sort(n_edges))
+        structures = min(math.ceil(2 * typical), int(np.searchsorted(smallest_first, edges, side="right")))
+        most_atoms, most_edges = (int(np.sort(sizes)[::-1][:structures].sum()) for sizes in (n_atoms, n_edges))
+        return cls(structures, min(atoms, most_atoms), min(edges, most_edges))
 
 
 def divide(
