@@ -217,7 +217,7 @@ class Work:
         return Slope(slope, correlation, len(change), diagnosis=diagnosis)
 
     def stress(self) -> Slope:
-        """Energy differences against the work of the stresses, which is tried with their shear components permuted."""
+        """Energy differences against the work of the stresses, also with their shear components permuted."""
         if len(self._stress_pairs) < _FEWEST_PAIRS:
             return Slope(math.nan, 0.0, len(self._stress_pairs))
         pairs = _without_outliers(np.array(self._stress_pairs))
@@ -250,7 +250,7 @@ def _without_outliers(pairs: _Floats) -> _Floats:
 
 
 def _fit(change: _Floats, work: _Floats) -> tuple[float, float, float]:
-    """Slope and correlation of a line through zero, and the root mean square of what it leaves."""
+    """Slope and correlation of a line through zero, and the root mean square of the residuals."""
     product, changes, works = float(change @ work), float(change @ change), float(work @ work)
     if changes == 0 or works == 0:
         return math.nan, 0.0, math.sqrt(changes / len(change))

@@ -76,7 +76,7 @@ class Frame:
 
     @classmethod
     def from_atoms(cls, atoms: Atoms, source: str, labels: LabelKeys | LabelChoice | None = None) -> Frame:
-        """Take structure and labels of `atoms`, which are not changed.
+        """Make a frame of the structure and labels of `atoms`, which stay unchanged.
 
         Parameters
         ----------
@@ -143,11 +143,11 @@ def tell_labels(use: str, report: LabelReport | None) -> None:
 
 
 def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = None) -> Iterator[Frame]:
-    """Read the frames of a file, which is one data set, one after another.
+    """Read the frames of a file one after another. The file is one data set.
 
     Parameters
     ----------
-    path : of the file, which is read twice: to see what labels there are, and to take them
+    path : of the file; a first pass chooses the labels, a second reads them
     keys : names of its labels; a key that no frame has is not minded
     name : of the file for messages and sources; by default its last part
 
@@ -161,7 +161,7 @@ def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = No
 
 
 class FrameFiles:
-    """Files that are one data set, which may be read several times.
+    """Files of one data set. They may be read several times.
 
     Parameters
     ----------

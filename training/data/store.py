@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 _FORMAT = 3  # of the file; part of its name
 _Columns: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
 _MARK = b"ase-segnn frames"  # at the end of the file
-# Per frame, per atom and per edge: name -> shape of a row and type. Those with long types come first, which aligns all.
+# Per frame, per atom and per edge: name -> shape of a row and type. Long types come first, so that all are aligned.
 _OF_FRAMES: _Columns = {
     "cell": ((3, 3), "<f8"),
     "pbc": ((3,), "?"),
@@ -90,7 +90,7 @@ class FrameStore:
 
     @classmethod
     def build(cls, path: Path, frames: Iterable[Frame], cutoff: float, labels: LabelReport | None = None) -> FrameStore:
-        """Write frames, which may come one at a time, and the graphs of their pairs within `cutoff` (Å).
+        """Write frames and the graphs of their pairs within `cutoff` (Å); frames may come one at a time.
 
         The file appears at `path` once it is whole.
 

@@ -42,7 +42,7 @@ class TrainingData:
 
     @classmethod
     def read(cls, settings: DataSection, cutoff: float, seed: int, known_elements: Sequence[str] = ()) -> TrainingData:
-        """Find and read all files, those of the tests too.
+        """Find and read all files, including the tests.
 
         Parameters
         ----------

@@ -41,7 +41,7 @@ def start_from(
     Parameters
     ----------
     base : not changed; it may be frozen
-    elements : chemical symbols to add to those of `base`, which stay the first; known ones may be among them
+    elements : chemical symbols to add after those of `base`; known ones may be among them
     reference_energies : eV, of new elements, and of known ones where the base's are to be replaced
     energy_shifts : eV per atom, likewise; new elements that are not named get the mean of the base's. `adapt_energies`
         finds better ones

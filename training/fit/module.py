@@ -260,7 +260,7 @@ class TrainingModule(pl.LightningModule):
         return ", ".join(f"{measure.value:.4g} {measure.unit}".strip() for measure in self.last_measures)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch, float64 as it is."""
+        """Move a batch without a change of its dtypes."""
         return batch.to(device)
 
     def _validation_columns(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Dynamical systems of the SEGNN paper: charged and gravitating particles, of which a network predicts the future."""
+"""Particle systems of the SEGNN paper: a network predicts the motion of charged or gravitating particles."""
 
 from .datasets import INPUT_FRAME, TARGET_FRAME, charged_dataset, gravity_dataset, nearest_neighbor_edges
 from .network import ParticleNetwork, load_network

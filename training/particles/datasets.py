@@ -166,7 +166,7 @@ def _cached(
     system: ChargedSystem | GravitySystem,
     kind: type[_Kind],
 ) -> _Kind:
-    """Read the file of a split, which is simulated and written first if it is not there."""
+    """Read the trajectories of a split; simulate and write them first if there is no file."""
     parameters = {**asdict(system), "frames": list(frames), "rules": _RULES}
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]
     name = type(system).__name__.removesuffix("System").lower()

@@ -25,7 +25,7 @@ class ParticleGraphs:
     strengths : (B, n), charges or masses
     neighbors : (B, n, k) int64, numbers of particles of the same graph
     targets : (B, n, 3), displacements or forces
-    frames : (B,) int64, which trajectories they are
+    frames : (B,) int64, indices of the trajectories
     """
 
     positions: Tensor

@@ -1,4 +1,4 @@
-"""The network of the SEGNN paper for particles: what steers it, what it is told, and its file."""
+"""The network of the SEGNN paper for particles: its attributes, its inputs, and its file."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class ParticleNetwork(nn.Module):
     """Predicts one vector per particle from positions, velocities and charges or masses, in any frame of reference.
 
     The features of a node are its position relative to the center of mass, its velocity and its speed. Distance and
-    product of strengths are additional scalars of a message. Direction steers it, and nodes are steered by the mean of
-    the attributes of their edges, to which with `physics` those of the direction of v are added; their scalar is 1.
-    Harmonics are orthonormal on the sphere, as in the paper's code: with larger ones, as potentials have them, training
-    becomes unstable at its learning rate. Messages are summed.
+    product of strengths are additional scalars of a message. The direction of an edge steers its message. The mean of
+    the attributes of its edges steers a node; `physics` adds the attributes of the direction of v. The scalar of
+    attributes is 1. Harmonics are orthonormal on the sphere, as in the paper's code: training at the paper's learning
+    rate is unstable with larger ones, as potentials have them. Messages are summed.
 
     Parameters
     ----------

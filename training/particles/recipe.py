@@ -25,10 +25,10 @@ class SystemSection(Section):
         `TARGET_FRAME`, which the published loader takes
     train, validation, test : numbers of trajectories
     draw : "own" starts for each seed, or "published" for those of the published benchmark, of charged particles only
-    seed : of the trajectories; 0 with "published", which has no other
+    seed : of the trajectories; 0 with "published"
     train_frames : frames of training trajectories from which 10 frames ahead are learned; the published benchmark
         learns from one alone, the `INPUT_FRAME` from which validation and test start
-    both_ways : learn training trajectories backwards in time as well, which the published benchmark does not
+    both_ways : learn training trajectories backwards in time as well; the published benchmark does not
     neighbors : of each particle, for gravity
     cache : folder for the trajectories; by default the user's cache folder
     """

@@ -170,7 +170,7 @@ def _without_worst(differences: NDArray[np.float64]) -> float:
 
 
 def _simplest(system: SystemSection, particles: ParticleSet) -> NDArray[np.float64]:
-    """Predict what needs no learning, (T, n, 3): every particle goes on as it is, or feels no force."""
+    """Return the prediction that needs no learning, (T, n, 3): straight motion of every particle, or no force."""
     kind = ChargedSystem() if system.kind == "charged" else GravitySystem()
     duration = FRAMES_AHEAD * kind.steps_per_frame * kind.time_step
     velocities = particles[range(len(particles))].velocities.double().numpy()

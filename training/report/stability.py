@@ -59,8 +59,8 @@ def langevin_run(
 ) -> Run:
     """Run dynamics at `temperature` (K) and see whether the structure lasts.
 
-    It fails if the calculator does, an energy is not finite, the temperature exceeds five times its target by more than
-    its fluctuation, two atoms come nearer than half the sum of their covalent radii, or an atom leaves all others.
+    The run fails if the calculator does, an energy is not finite, the temperature exceeds five times its target by more
+    than its fluctuation, two atoms come nearer than half the sum of their covalent radii, or an atom leaves all others.
 
     Parameters
     ----------
@@ -93,8 +93,8 @@ def constant_energy_run(
 ) -> Run:
     """Run dynamics without a thermostat and see whether the total energy stays; arguments as for `langevin_run`.
 
-    It fails if the run does, or the energy drifts by more than 1 meV/atom/ps beyond what its fluctuation can
-    explain, or fluctuates by more than a fifth of what the kinetic energy does.
+    The check fails if the run does, if the energy drifts by more than 1 meV/atom/ps beyond what its fluctuation can
+    explain, or if the energy fluctuates by more than a fifth of the fluctuation of the kinetic energy.
     """
     atoms, _ = _prepared(calculator, atoms, temperature, seed)
     record = _Record(atoms, temperature)
