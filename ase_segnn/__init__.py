@@ -1,7 +1,8 @@
 """Steerable E(3)-equivariant graph networks (SEGNN) as interatomic potentials for ASE.
 
-Each public name is imported when it is first used, so that `import ase_segnn` costs nothing and changes nothing.
-`ase_segnn.training.train` is not among them: it needs the extra ``[train]``.
+`SEGNNCalculator` runs a potential in ASE, and `evaluate` tells its errors. `ase_segnn.training.train`, which needs the
+extra ``[train]``, makes one. Each public name is imported at first use, so that `import ase_segnn` costs nothing and
+changes nothing.
 
 Examples
 --------
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ase_segnn.calculator import SEGNNCalculator
     from ase_segnn.engines.build import NoCompilerError
     from ase_segnn.evaluation import Evaluation, evaluate
-    from ase_segnn.graph import AtomicGraph
+    from ase_segnn.graphs.atomic_graph import AtomicGraph
     from ase_segnn.labels.names import LabelKeys
     from ase_segnn.model.committee import Committee, CommitteePrediction
     from ase_segnn.model.config import NetworkConfig, PotentialConfig
@@ -68,7 +69,7 @@ __all__ = [
 
 _MODULE_OF = {
     "SEGNN": "ase_segnn.model.segnn",
-    "AtomicGraph": "ase_segnn.graph",
+    "AtomicGraph": "ase_segnn.graphs.atomic_graph",
     "Committee": "ase_segnn.model.committee",
     "CommitteePrediction": "ase_segnn.model.committee",
     "Evaluation": "ase_segnn.evaluation",

@@ -1,12 +1,12 @@
-"""The one place that imports e3nn, for those who build networks by hand or draw steerable vectors.
+"""Import of e3nn, for networks built by hand and pictures of steerable vectors; the only place that imports it.
 
-To import e3nn takes seconds, in which torch's compiler and sympy are imported. What a potential needs has therefore its
-own small form in `ase_segnn.model.irreps` and `ase_segnn.model.wigner`, which tests compare with e3nn.
+Importing e3nn takes seconds, for torch's compiler and sympy. Potentials therefore use the small forms of
+`ase_segnn.model.irreps` and `ase_segnn.model.wigner`, which tests compare with e3nn.
 
-e3nn 0.4.4 needs two things for the length of its import under a current torch:
+Two things make e3nn 0.4.4 import under a current torch:
 
-- It reads a table of constants with `torch.load`, which torch refuses from 2.6 on unless `slice` is allowed.
-- It uses `torch.jit.script`, which torch 2.10 and later call deprecated.
+- `slice` is allowed in `torch.load`, with which e3nn reads a table of constants; torch refuses `slice` from 2.6 on.
+- The warning about `torch.jit.script`, deprecated in torch 2.10 and later, is ignored.
 """
 
 from __future__ import annotations

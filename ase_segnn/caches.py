@@ -1,4 +1,4 @@
-"""Caches: folders of files below the user's cache folder, all of which may be lost without harm."""
+"""Caches: bounded folders below the user's cache folder, with files that may be lost without harm."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ase_segnn.files import reason_of
 
 logger = logging.getLogger(__name__)
 
-# Kinds of caches -> most bytes that each of them keeps.
+# Name of each cache -> the most bytes it keeps.
 MOST_BYTES = {
     "compiled": 256 * 2**20,  # libraries made of generated C++
     "graphs": 4 * 2**30,  # frames and graphs of training data
-    "trajectories": 2**30,  # of the systems in ase_segnn.training.dynamics
+    "trajectories": 2**30,  # of simulated particles, see ase_segnn.training.particles
     "downloads": 2**30,  # public data
 }
-_IN_USE = 3600.0  # seconds since the last use during which no file is trimmed, since a process may have it open
-_chosen: dict[Path, Path] = {}  # folder that was wanted -> folder in use, for the life of the process
+_IN_USE = 3600.0  # seconds; no file is trimmed so soon after its last use, since a process may have it open
+_chosen: dict[Path, Path] = {}  # wanted folder -> folder in use, for the life of the process
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class CacheEntry:
     Parameters
     ----------
     path : of the file
-    n_bytes : its size
-    last_use : seconds since the epoch, see `Cache.touch`
+    n_bytes : size of the file
+    last_use : time in seconds since the epoch, see `Cache.touch`
     """
 
     path: Path
@@ -47,15 +47,16 @@ class CacheEntry:
 
 
 class Cache:
-    """A bounded folder of files that may be lost without harm: ``<user cache>/ase-segnn/<name>``.
+    """A bounded folder of files, ``<user cache>/ase-segnn/<name>``, open to the user alone.
 
-    The user's cache folder is `user_cache_folder`. Several processes may use one cache. Files that are being written
-    have names that start with a dot, as those of `ase_segnn.files.written_whole`.
+    Put files here that can be made again, and call `trim` afterwards. The user's cache folder is `user_cache_folder`.
+    Several processes may use one cache. A name that starts with a dot marks a file being written, as
+    `ase_segnn.files.written_whole` names it.
 
     Parameters
     ----------
     name : of the folder
-    most_bytes : that `trim` leaves; by default those of `MOST_BYTES`
+    most_bytes : limit of `trim`; default: the limit in `MOST_BYTES`
     """
 
     def __init__(self, name: str, most_bytes: int | None = None) -> None:
@@ -67,20 +68,21 @@ class Cache:
 
     @property
     def wanted_folder(self) -> Path:
-        """Folder that is used if it can be."""
+        """Folder to use, unless it cannot be made private; need not exist."""
         return user_cache_folder() / "ase-segnn" / self.name
 
     @property
     def folder(self) -> Path:
-        """Folder in use, which exists, belongs to the current user and is open to nobody else (mode 0700).
+        """Folder in use: exists, belongs to the current user, and is open to nobody else (mode 0700).
 
-        Where `wanted_folder` cannot be that, this is in a temporary folder of the process, which is removed when the
-        process ends, and one warning is logged. A forked process goes on with the temporary folder of its parent.
+        Usually `wanted_folder`. If `wanted_folder` cannot be made private, a folder inside a temporary one, with one
+        warning in the log. The temporary folder is removed when the process ends. A forked process uses the temporary
+        folder of its parent.
 
         Raises
         ------
         OSError
-            If there is no place for a temporary folder either.
+            If no temporary folder can be made either.
         """
         wanted = self.wanted_folder
         root = _in_use(wanted.parent)
@@ -92,11 +94,11 @@ class Cache:
 
     @property
     def is_temporary(self) -> bool:
-        """Whether the folder ends with this process."""
+        """Whether the folder is removed when this process ends."""
         return self.folder != self.wanted_folder
 
     def entries(self) -> list[CacheEntry]:
-        """Return all files, those unused for longest first."""
+        """Return all files, longest unused first."""
         entries = []
         for folder, _, names in os.walk(self.folder):
             for name in names:
@@ -108,20 +110,20 @@ class Cache:
 
     @staticmethod
     def touch(path: Path) -> None:
-        """Take note that a file is used now."""
+        """Note that a file is used now, so that `trim` keeps it."""
         with suppress(OSError):  # another process may have removed it
             os.utime(path)
 
     def trim(self, keep: Collection[Path] = ()) -> tuple[int, int]:
-        """Remove files unused for longest until at most `most_bytes` are left, without those used in the last hour.
+        """Remove the longest unused files until at most `most_bytes` are left; files used in the last hour stay.
 
         Parameters
         ----------
-        keep : files that stay in any case
+        keep : files to keep in any case
 
         Returns
         -------
-        number of files and of bytes removed
+        number of removed files and of removed bytes
         """
         entries = self.entries()
         excess = sum(entry.n_bytes for entry in entries) - self.most_bytes
@@ -134,10 +136,10 @@ class Cache:
                 excess -= entry.n_bytes
         return _remove(outdated)
 
-    def clear(self) -> tuple[int, int]:
-        """Remove all files, without those that a process is writing; return the number of files and of bytes removed.
+    def empty(self) -> tuple[int, int]:
+        """Remove all files but files being written; return the number of removed files and of removed bytes.
 
-        A process that has a file open keeps its contents.
+        A process with an open file can still read the contents.
         """
         return _remove(entry for entry in self.entries() if not (entry.path.name[0] == "." and _is_recent(entry)))
 
@@ -145,8 +147,8 @@ class Cache:
 def user_cache_folder() -> Path:
     """Return the folder for caches of the current user, which need not exist.
 
-    It is ``$XDG_CACHE_HOME`` if that is set to an absolute path; otherwise ``~/.cache`` on Linux, ``~/Library/Caches``
-    on macOS and ``%LOCALAPPDATA%`` on Windows.
+    ``$XDG_CACHE_HOME`` if set to an absolute path; otherwise ``~/.cache`` on Linux, ``~/Library/Caches`` on macOS and
+    ``%LOCALAPPDATA%`` on Windows.
     """
     for variable in ("XDG_CACHE_HOME", *(("LOCALAPPDATA",) if sys.platform == "win32" else ())):
         given = os.environ.get(variable, "")
@@ -157,7 +159,7 @@ def user_cache_folder() -> Path:
 
 
 def _in_use(wanted: Path) -> Path:
-    """Return the folder that this process uses in the place of `wanted`, most often that one."""
+    """Return `wanted`, or the folder that this process uses instead."""
     folder = _chosen.get(wanted)
     if folder is None or not folder.is_dir():
         folder = _chosen[wanted] = _usable(wanted)
@@ -165,7 +167,7 @@ def _in_use(wanted: Path) -> Path:
 
 
 def _usable(wanted: Path) -> Path:
-    """Return `wanted` as a private folder, or a temporary one if it cannot be had."""
+    """Return `wanted`, made private, or a new temporary folder if that fails."""
     try:
         _make_private(wanted)
     except OSError as error:
@@ -181,7 +183,7 @@ def _usable(wanted: Path) -> Path:
             "set XDG_CACHE_HOME to a folder of yours that can be written",
             str(wanted),
         ) from error
-    # Runs in this process only, not in one forked from it, but also where this process was forked by multiprocessing.
+    # Finalize runs in this process, even if multiprocessing forked it, but in no process forked from it.
     Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=0)
     logger.warning(
         "the cache folder '%s' cannot be used (%s); this process keeps such files in '%s' until its end; set "
@@ -199,7 +201,7 @@ def _make_private(folder: Path) -> None:
     Raises
     ------
     OSError
-        If the folder is somebody else's or could be replaced by somebody else, or cannot be made or written.
+        If the folder cannot be made or written, belongs to another user, or could be replaced by another user.
     """
     if not folder.is_absolute():
         raise FileNotFoundError("this user has no home folder")
@@ -213,7 +215,7 @@ def _make_private(folder: Path) -> None:
 
 def _check_owner(folder: Path) -> None:
     user = os.geteuid()
-    for owner in (folder.lstat().st_uid, folder.stat().st_uid):  # of a link, and of the folder that it leads to
+    for owner in (folder.lstat().st_uid, folder.stat().st_uid):  # of a link, and of its target
         if owner != user:
             raise PermissionError(f"'{folder}' belongs to user {owner}, and this is user {user}")
     above = folder.resolve().parent

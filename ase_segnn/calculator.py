@@ -10,31 +10,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes, all_properties
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_numbers
 from ase.outputs import Properties
 
-from ase_segnn.checks import check_numbers, check_results, check_stress_exists
+from ase_segnn.checks import check_elements, check_numbers, check_results, check_stress_exists
+from ase_segnn.engines.choice import choose_engine
 from ase_segnn.engines.devices import checked_device, is_out_of_memory
-from ase_segnn.engines.evaluator import Evaluator
-from ase_segnn.engines.native import NativePotential
+from ase_segnn.engines.engine import Engine
 from ase_segnn.engines.surroundings import Lock, undisturbed
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.graphs.backends import BACKENDS
+from ase_segnn.graphs.batches import batches
+from ase_segnn.graphs.verlet import VerletGraphs
 from ase_segnn.kept_atoms import KeptAtoms
 from ase_segnn.model.by_value import PotentialByValue
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
-from ase_segnn.neighbors import BACKENDS, NeighborList, VerletList
 from ase_segnn.potential_file import load_potential
 from ase_segnn.potentials import path_of
 from ase_segnn.results import results_of
 from ase_segnn.uncertainty import DeviationLimit
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
+EDGES_TOGETHER = 4_000  # of structures that are evaluated together; more is no faster on a CPU
 _DEVIATIONS = ["energy_std", "energies_std", "forces_std"]  # of committees
 
 
@@ -78,8 +79,9 @@ class SEGNNCalculator(Calculator):
         relaxations and finite differences want "float64"
     skin : Å, the neighbor list reaches this far beyond the cutoff, and is reused until atoms or cell have moved so much
         that it could miss a pair; 0 builds it at every step. Results do not depend on it
-    backend : of the neighbor list, see `ase_segnn.neighbors`
-    compile : how the potential is evaluated; results are the same up to rounding, which is checked at first use
+    backend : of the neighbor list, see `ase_segnn.graphs.neighbors`
+    compile : how the potential is evaluated; results are the same up to rounding, which is checked at first use.
+        The attribute `engine` tells what was chosen and why
 
         - "auto": on a CPU as compiled C++, if there is a compiler such as g++ and the messages of the network have one
           gate, which is the default; else in plain torch, with a warning. Compiling takes some seconds at the first
@@ -123,7 +125,7 @@ class SEGNNCalculator(Calculator):
         super().__init__()  # type: ignore[no-untyped-call]  # ASE's
         self.use_cache = False  # or ASE would copy the atoms at every step, see `KeptAtoms`
         self._kept: KeptAtoms | None = None
-        self._lock, self._making = Lock(), Lock()  # of what is kept from call to call; of the evaluator
+        self._lock, self._choosing = Lock(), Lock()  # of what is kept from call to call; of the engine
         self._device = checked_device(device)
         if dtype not in _DTYPES:
             raise ValueError(f"dtype is 'float32' or 'float64', got {dtype!r}")
@@ -150,17 +152,18 @@ class SEGNNCalculator(Calculator):
                 f"max_deviation is for committees, whose members may disagree, and {self._potential_name} is a single "
                 "potential; leave it out, or use a committee"
             )
-        self._known = frozenset(atomic_numbers[symbol] for symbol in self._potential.elements)
+        self._elements = {atomic_numbers[symbol]: symbol for symbol in self._potential.elements}
         self._skin, self._backend = float(skin), backend
-        self._verlet_list: VerletList
-        self._last_graph: AtomicGraph | None  # holds as long as pairs and elements stay the same
-        self._last_pairs: NeighborList | None
-        self._forget_pairs()
-        self._last_numbers = b""
-        self._compile: bool | Literal["auto"] = compile
-        self._evaluator: Evaluator | None = None  # made at the first evaluation
+        self._graphs = self._new_graphs()
+        self._compile: bool | Literal["auto"] = "auto" if isinstance(compile, str) else bool(compile)
+        self._engine: Engine | None = None  # made at the first evaluation
         self.parameters.update(
-            potential=source, device=str(self._device), dtype=dtype, skin=self._skin, backend=backend, compile=compile
+            potential=source,
+            device=str(self._device),
+            dtype=dtype,
+            skin=self._skin,
+            backend=backend,
+            compile=self._compile,
         )
         if max_deviation is not None:
             self.parameters.update(max_deviation=max_deviation, on_deviation=on_deviation)
@@ -175,6 +178,25 @@ class SEGNNCalculator(Calculator):
         """What is evaluated, on the calculator's device and in its dtype; not to be changed."""
         return self._potential
 
+    @property
+    def engine(self) -> Engine:
+        """What evaluates the potential; its `name` and `reason` tell what it is and why. Compiled, if so, at first use.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If `compile` is True and the potential cannot be compiled, or gives other results then.
+        """
+        with self._choosing.now:
+            if self._engine is None:
+                self._engine = undisturbed(lambda: choose_engine(self._potential, self._compile, self._potential_name))
+            return self._engine
+
+    @property
+    def neighbor_builds(self) -> int:
+        """How often neighbors were searched for by `calculate`, and not found in the list of an earlier call."""
+        return self._graphs.builds
+
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse changes: ASE's base class would take note of them and go on with the old values."""
         if kwargs:
@@ -185,7 +207,7 @@ class SEGNNCalculator(Calculator):
 
     def set_atoms(self, atoms: Atoms) -> None:
         """Check the elements; ASE calls this when the calculator is attached to atoms."""
-        self._check_elements(atoms)
+        check_elements(atoms, self._elements, self._potential_name)
 
     def get_spin_polarized(self) -> bool:
         """Return False: these potentials know no spin."""
@@ -224,11 +246,13 @@ class SEGNNCalculator(Calculator):
                 self.atoms, self.results = None, {}
             self._check(atoms, properties)
             kept, self.atoms, self.results = self.results, None, {}
-            is_native = self._evaluator is not None and self._evaluator.form is NativePotential
+            engine = self.engine
             try:
-                results = undisturbed(lambda: self._results(atoms, properties), torch_matters=not is_native)
+                results = undisturbed(
+                    lambda: self._results(engine, atoms, properties), torch_matters=engine.follows_torch
+                )
             except BaseException:
-                self._forget_pairs()  # they may be part of what was wrong, such as tensors of a mode of torch
+                self._graphs.forget()  # they may be part of what was wrong, such as tensors of a mode of torch
                 raise
             check_results(atoms, results, self._potential_name)
             self.results = kept | results
@@ -237,15 +261,14 @@ class SEGNNCalculator(Calculator):
             self._check_deviations(atoms, results)
 
     def _check(self, atoms: Atoms, properties: Sequence[str]) -> None:
-        self._check_elements(atoms)
+        check_elements(atoms, self._elements, self._potential_name)
         check_numbers(atoms)
         if "stress" in properties:
             check_stress_exists(atoms)
 
-    def _results(self, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
-        evaluator = self._get_evaluator()
-        graph = self._graph(atoms, all_pairs=evaluator.takes_far_pairs)
-        [results] = self._evaluate(graph, derivatives=_need_derivatives(properties))
+    def _results(self, engine: Engine, atoms: Atoms, properties: Sequence[str]) -> dict[str, Any]:
+        graph = self._graphs.graph(atoms, far_pairs=engine.takes_far_pairs)
+        [results] = self._evaluate(engine, graph, derivatives=_need_derivatives(properties))
         return results
 
     def export_properties(self) -> Properties:
@@ -285,39 +308,22 @@ class SEGNNCalculator(Calculator):
         return self._evaluate_many(structures, derivatives=_need_derivatives(properties))
 
     def _evaluate_many(self, structures: Sequence[Atoms], *, derivatives: bool) -> Iterator[dict[str, Any]]:
-        evaluator = undisturbed(self._get_evaluator)
-        batches = self._batches(structures, _EDGES_TOGETHER if evaluator.takes_batches else 1)
-        while (batch := undisturbed(lambda: next(batches, None))) is not None:
+        engine = self.engine
+        most_edges = EDGES_TOGETHER if engine.takes_batches else 1
+        graphs = batches(structures, self._potential.cutoff, most_edges, backend=self._backend, device=self._device)
+        while (batch := undisturbed(lambda: next(graphs, None))) is not None:
             start, graph = batch
-            results = undisturbed(partial(self._evaluate, graph, derivatives=derivatives))
+            results = undisturbed(partial(self._evaluate, engine, graph, derivatives=derivatives))
             for index, one in enumerate(results, start=start):
                 with _naming(index):
                     check_results(structures[index], one, self._potential_name)
                     self._check_deviations(structures[index], one)
                 yield one
 
-    def _batches(self, structures: Sequence[Atoms], most_edges: int) -> Iterator[tuple[int, AtomicGraph]]:
-        """Put consecutive structures together as long as they have at most `most_edges` edges, and at least one.
-
-        Yields the index of the first of them, and their graph.
-        """
-        start, n_edges = 0, 0
-        graphs: list[AtomicGraph] = []
-        for index, atoms in enumerate(structures):
-            graph = AtomicGraph.from_atoms(atoms, self._potential.cutoff, backend=self._backend, device=self._device)
-            if graphs and n_edges + graph.n_edges > most_edges:
-                yield start, _joined(graphs)
-                start, n_edges, graphs = index, 0, []
-            graphs.append(graph)
-            n_edges += graph.n_edges
-        if graphs:
-            yield start, _joined(graphs)
-
-    def _evaluate(self, graph: AtomicGraph, *, derivatives: bool) -> list[dict[str, Any]]:
+    def _evaluate(self, engine: Engine, graph: AtomicGraph, *, derivatives: bool) -> list[dict[str, Any]]:
         """Results of each structure of a graph."""
-        evaluator = self._get_evaluator()
         try:
-            return results_of(graph, evaluator.evaluate(graph, derivatives=derivatives))
+            return results_of(graph, engine.evaluate(graph, forces=derivatives, stress=derivatives))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -326,45 +332,9 @@ class SEGNNCalculator(Calculator):
                 "structure, dtype='float32', or another device"
             ) from error
 
-    def _get_evaluator(self) -> Evaluator:
-        with self._making.now:
-            if self._evaluator is None:
-                self._evaluator = Evaluator(self._potential, self._compile, self._potential_name)
-            return self._evaluator
-
     def _check_deviations(self, atoms: Atoms, results: dict[str, Any]) -> None:
         if self._limit is not None and "forces_std" in results:
             self._limit.check(atoms, results["forces_std"])
-
-    def _graph(self, atoms: Atoms, *, all_pairs: bool = False) -> AtomicGraph:
-        """Make the graph of the pairs within the cutoff, or of all that are kept, for those who look themselves."""
-        update = self._verlet_list.update_all if all_pairs else self._verlet_list.update
-        pairs = update(atoms.positions, atoms.cell.array, atoms.pbc)
-        device = self._device
-        positions = torch.from_numpy(np.array(atoms.positions, dtype=np.float64))
-        cell = torch.from_numpy(np.array(atoms.cell.array[None], dtype=np.float64))
-        if device.type != "cpu":
-            positions, cell = positions.to(device), cell.to(device)
-        numbers = atoms.numbers.tobytes()
-        last = self._last_graph
-        if last is not None and pairs is self._last_pairs and numbers == self._last_numbers:
-            return last.moved(positions, cell)
-        self._last_pairs, self._last_numbers = pairs, numbers
-        self._last_graph = AtomicGraph(
-            positions=positions,
-            atomic_numbers=torch.as_tensor(np.array(atoms.numbers, dtype=np.int64), device=device),
-            cell=cell,
-            pbc=torch.tensor(atoms.pbc[None], device=device),
-            centers=pairs.centers,
-            neighbors=pairs.neighbors,
-            cell_shifts=pairs.cell_shifts.to(torch.float64),
-            structure=torch.zeros(len(atoms), dtype=torch.int64, device=device),
-        )
-        return self._last_graph
-
-    def _forget_pairs(self) -> None:
-        self._verlet_list = VerletList(self._potential.cutoff, self._skin, self._backend, self._device)
-        self._last_graph = self._last_pairs = None
 
     def __copy__(self) -> SEGNNCalculator:
         """Return a calculator of the same potential that shares nothing that changes."""
@@ -376,7 +346,7 @@ class SEGNNCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = copy.copy(self).__dict__
-        for name in ("_verlet_list", "_lock", "_making"):
+        for name in ("_graphs", "_lock", "_choosing"):
             del state[name]
         return state | {"_potential": PotentialByValue.of(self._potential)}
 
@@ -387,25 +357,19 @@ class SEGNNCalculator(Calculator):
 
     def _be_independent(self) -> None:
         """Replace what a copy must not share with its original."""
-        self._lock, self._making = Lock(), Lock()
+        self._lock, self._choosing = Lock(), Lock()
         self.results = {name: copy.copy(value) for name, value in self.results.items()}
         self._kept = None if self.atoms is None else KeptAtoms(self.atoms)
         self.atoms = None if self._kept is None else self._kept.atoms
         self._limit = copy.copy(self._limit)
-        self._evaluator = None
-        self._forget_pairs()
+        self._engine = None
+        self._graphs = self._new_graphs()
+
+    def _new_graphs(self) -> VerletGraphs:
+        return VerletGraphs(self._potential.cutoff, self._skin, self._backend, self._device)
 
     def _get_name(self) -> str:
         return "segnn"  # ASE writes it into trajectories and databases
-
-    def _check_elements(self, atoms: Atoms) -> None:
-        unknown = sorted(set(atoms.numbers.tolist()) - self._known)
-        if unknown:
-            symbols = [chemical_symbols[z] if 0 <= z < len(chemical_symbols) else f"Z={z}" for z in unknown]
-            raise ValueError(
-                f"{self._potential_name} knows {', '.join(self._potential.elements)} only, this structure also has "
-                f"{', '.join(symbols)}; 'ase-segnn info' lists the shipped potentials"
-            )
 
 
 def _need_derivatives(properties: Sequence[str]) -> bool:
@@ -420,10 +384,6 @@ def _frozen(
         copy.deepcopy(potential) if isinstance(potential, Potential | Committee) else load_potential(path_of(potential))
     )
     return own.to(device=device, dtype=dtype).requires_grad_(False).eval()
-
-
-def _joined(graphs: list[AtomicGraph]) -> AtomicGraph:
-    return graphs[0] if len(graphs) == 1 else AtomicGraph.batch(graphs)
 
 
 @contextmanager

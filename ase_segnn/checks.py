@@ -1,20 +1,45 @@
-"""What is refused of a structure before it is evaluated and of results afterwards; the errors name the atoms."""
+"""Checks of a structure before an evaluation and of its results; errors name the atoms."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-SMALLEST_VOLUME = 1e-6  # of a box with the same edge lengths; vectors that span less are taken as dependent
+SMALLEST_VOLUME = 1e-6  # of a box with the same edge lengths; with less, cell vectors count as dependent
+_MOST_FOR_BLAS = 4096  # numbers
+
+
+def check_elements(atoms: Atoms, elements: Mapping[int, str], potential_name: str) -> None:
+    """Refuse structures with elements that a potential does not know.
+
+    Parameters
+    ----------
+    atoms : any
+    elements : atomic number -> symbol of those it knows
+    potential_name : for the message
+
+    Raises
+    ------
+    ValueError
+    """
+    unknown = sorted(set(atoms.numbers.tolist()).difference(elements))
+    if unknown:
+        symbols = [chemical_symbols[z] if 0 <= z < len(chemical_symbols) else f"Z={z}" for z in unknown]
+        raise ValueError(
+            f"{potential_name} knows {', '.join(elements.values())} only, this structure also has "
+            f"{', '.join(symbols)}; 'ase-segnn info' lists the shipped potentials"
+        )
 
 
 def check_numbers(atoms: Atoms) -> None:
-    """Refuse structures without atoms, and positions and cells that are not finite.
+    """Refuse a structure without atoms, or with positions or a cell that are not finite.
 
     Raises
     ------
@@ -34,14 +59,14 @@ def check_numbers(atoms: Atoms) -> None:
 
 
 def has_volume(cell: NDArray[np.float64]) -> bool:
-    """Whether three cell vectors (3, 3) span a volume, and not one that is only rounding."""
+    """Whether three cell vectors (3, 3) span a volume above rounding."""
     a, b, c = cell.tolist()
     volume = sum(a[i] * (b[i - 2] * c[i - 1] - b[i - 1] * c[i - 2]) for i in range(3))
     return bool(abs(volume) > SMALLEST_VOLUME * math.hypot(*a) * math.hypot(*b) * math.hypot(*c))
 
 
 def check_stress_exists(atoms: Atoms) -> None:
-    """Refuse structures whose cell has no volume.
+    """Refuse the stress of a structure without a volume.
 
     Raises
     ------
@@ -55,7 +80,13 @@ def check_stress_exists(atoms: Atoms) -> None:
 
 
 def check_results(atoms: Atoms, results: dict[str, Any], potential_name: str) -> None:
-    """Refuse energies, forces and stress that are not finite; `results` are as of `ase_segnn.SEGNNCalculator`.
+    """Refuse energies, forces and stress that are not finite.
+
+    Parameters
+    ----------
+    atoms : the structure, for messages
+    results : as of `ase_segnn.SEGNNCalculator`
+    potential_name : starts the message
 
     Raises
     ------
@@ -76,12 +107,25 @@ def check_results(atoms: Atoms, results: dict[str, Any], potential_name: str) ->
 
 
 def all_finite(array: NDArray[np.float64]) -> bool:
-    """Whether all numbers are finite; the sum of their squares, faster to get, is so only if they are."""
-    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+    """Whether all numbers are finite.
+
+    A finite sum of squares, which is fast to get, proves that all are. An infinite sum may be an overflow: then each
+    number is checked.
+    """
+    return math.isfinite(sum_of_squares(array)) or bool(np.isfinite(array).all())
+
+
+def sum_of_squares(array: NDArray[np.float64]) -> float:
+    """Return the sum of the squares of all numbers.
+
+    BLAS is the fastest for few numbers. More of them it shares among threads, which takes longer than the sum, and much
+    longer where a processor is busy.
+    """
+    return float(np.vdot(array, array) if array.size <= _MOST_FOR_BLAS else np.square(array).sum())
 
 
 def named(atoms: Atoms, which: NDArray[np.bool_]) -> str:
-    """Name the atoms that are marked in `which`, (N,), at most five: ``atoms 0 (C), 3 (H)``."""
+    """Return the names of the atoms marked in `which` (N,), at most five: ``atoms 0 (C), 3 (H)``."""
     indices = np.flatnonzero(which)
     shown = ", ".join(f"{i} ({atoms.symbols[i]})" for i in indices[:5])
     more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""

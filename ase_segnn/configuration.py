@@ -1,30 +1,36 @@
-"""Values with names, such as the shape of a network or a recipe: frozen, checked, and refused in one line."""
+"""Frozen, checked configurations, such as a network's or a recipe; a wrong one is refused in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-_LONGEST_VALUE = 60  # letters that are shown of a value that is refused
-_SPEAKS_FOR_ITSELF = {"value_error", "missing", "extra_forbidden"}  # kinds of errors whose message needs no value
+_LONGEST_VALUE = 60  # letters of a refused value in a message
+_SPEAKS_FOR_ITSELF = {"value_error", "missing", "extra_forbidden"}  # kinds of errors with messages that need no value
 
 _Kind = TypeVar("_Kind", bound="Configuration")
 
 
 class Configuration(BaseModel):
-    """Keys that belong together.
+    """Base of all configurations: keys with checked values, frozen.
 
     Raises
     ------
     ValueError
-        If a key is unknown (the nearest known one is named), missing, or has a value that is not allowed.
+        If a key is unknown, missing, or has a value that is not allowed. The message names the nearest known key.
     AttributeError
-        If a value is to be changed later.
+        If a value is changed later.
+
+    Attributes
+    ----------
+    removed : keys of earlier versions -> what to write instead, for the error
     """
+
+    removed: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,9 +41,9 @@ class Configuration(BaseModel):
             message = f"{type(self).__name__}: {explained(error, type(self))}"
         else:
             return
-        raise ValueError(message)  # outside of the block, or the page that pydantic writes would be printed as well
+        raise ValueError(message)  # outside of the block, or pydantic's page of text would be printed as well
 
-    # What is nested is then checked by pydantic itself, which knows the keys that lead there.
+    # Lets pydantic check nested configurations itself, since pydantic knows the keys that lead there.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -48,13 +54,13 @@ class Configuration(BaseModel):
 
 
 def checked(kind: type[_Kind], values: Mapping[str, Any], source: str) -> _Kind:
-    """Make a configuration from plain data.
+    """Build a configuration from plain data, such as a file.
 
     Parameters
     ----------
-    kind : of configuration
+    kind : class of the configuration
     values : plain data
-    source : starts the message of an error
+    source : start of an error message, such as the name of the file
 
     Raises
     ------
@@ -69,8 +75,8 @@ def checked(kind: type[_Kind], values: Mapping[str, Any], source: str) -> _Kind:
 
 
 def explained(error: ValidationError, kind: type[BaseModel]) -> str:
-    """Say in one line what is wrong with the values of a configuration."""
-    problems: dict[str, list[Any]] = {}  # alternatives of one key are problems of their own for pydantic
+    """Return in one line what is wrong with the values of a configuration."""
+    problems: dict[str, list[Any]] = {}  # pydantic has one problem for each alternative of a key
     for problem in error.errors(include_url=False, include_context=False):
         key, _ = _described(".".join(_keys(problem["loc"], kind)), kind)
         problems.setdefault(key, []).append(problem)
@@ -96,6 +102,9 @@ def _message(problem: Any, kind: type[BaseModel]) -> str:
         section: Any = kind
         for part in sections:
             section = section.model_fields[part].annotation
+        for place in (section, *(field.annotation for field in kind.model_fields.values())):
+            if key in getattr(place, "removed", {}):
+                return f"no key any more; {place.removed[key]}"
         close = [place for place in _places(key, kind) if place != ".".join([*sections, key])]
         close = close or get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(section.model_fields)}"
@@ -112,7 +121,7 @@ def _message(problem: Any, kind: type[BaseModel]) -> str:
 
 
 def _described(key: str, kind: type[BaseModel]) -> tuple[str, str]:
-    """Return the key as far as the first value that a description tells of, and that description, if there is one."""
+    """Return the first part of a key with a description, and the description; the whole key and "" if there is none."""
     section: Any = kind
     parts = key.split(".")
     for n, part in enumerate(parts, start=1):
@@ -126,7 +135,7 @@ def _described(key: str, kind: type[BaseModel]) -> tuple[str, str]:
 
 
 def _places(key: str, kind: type[BaseModel]) -> list[str]:
-    """Where a key is known: at the top or in a section."""
+    """Return all full names of a key, at the top or in a section."""
     places = [key] if key in kind.model_fields else []
     for name, field in kind.model_fields.items():
         if key in getattr(field.annotation, "model_fields", {}):
@@ -135,7 +144,7 @@ def _places(key: str, kind: type[BaseModel]) -> list[str]:
 
 
 def _keys(location: tuple[int | str, ...], kind: type[BaseModel]) -> list[str]:
-    """Return the keys and indices that lead to a value, without what pydantic calls the alternatives of a type."""
+    """Return the keys and indices that lead to a value, without pydantic's names for alternatives of a type."""
     keys: list[str] = []
     expected: Any = kind
     for part in location:

@@ -1,4 +1,4 @@
-"""What constraints of ASE do to dynamics and relaxations: which are refused, and forms of them that are right."""
+"""Constraints of ASE in dynamics and relaxations: checks, and corrected forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ase.constraints import (
 from numpy.typing import NDArray
 
 _Floats = NDArray[np.float64]
-# Those that are for each of their atoms alone.
+# Constraints on each of their atoms alone.
 _LOCAL = (FixAtoms, FixCartesian, FixedLine, FixedPlane)
 _MISTAKEN = {
     FixedMode: "ASE takes one degree of freedom per atom out, where it should be one",
@@ -33,11 +33,11 @@ _MISTAKEN = {
 
 
 def check_for_dynamics(atoms: Atoms, name: str) -> None:
-    """Refuse constraints that ASE cannot keep together, or whose degrees of freedom it miscounts.
+    """Refuse constraints that ASE cannot keep together, or with degrees of freedom that ASE miscounts.
 
     Parameters
     ----------
-    atoms : a structure, which is not changed
+    atoms : not changed
     name : of the structure, for messages
 
     Raises
@@ -66,7 +66,7 @@ def check_for_dynamics(atoms: Atoms, name: str) -> None:
             "give each atom to one of them"
         )
     local = [constraint for constraint in constraints if isinstance(constraint, _LOCAL)]
-    # What is left of the axes x, y and z at each atom: (N, 3, 3).
+    # The axes x, y and z at each atom after the constraints: (N, 3, 3).
     axes = np.stack([_adjusted(atoms, np.tile(axis, (len(atoms), 1)), local) for axis in np.eye(3)], axis=1)
     n_removed = 3 * len(atoms) - int(np.linalg.matrix_rank(axes, tol=1e-8).sum())
     if n_removed != sum(constraint.get_removed_dof(atoms) for constraint in local):
@@ -77,7 +77,7 @@ def check_for_dynamics(atoms: Atoms, name: str) -> None:
 
 
 def check_for_cell(atoms: Atoms, name: str) -> None:
-    """Refuse constraints that do not hold when the cell changes and all atoms with it.
+    """Refuse constraints that do not hold when all atoms move with the cell.
 
     Raises
     ------
@@ -96,11 +96,11 @@ def check_for_cell(atoms: Atoms, name: str) -> None:
 
 
 def for_dynamics(atoms: Atoms) -> list[FixConstraint]:
-    """Return the constraints of a structure in forms that are right for momenta and for forces in a cell that stays.
+    """Return the constraints of a structure in forms that are right for momenta and forces in a fixed cell.
 
-    ASE's `FixScaled` projects momenta and forces in a way that holds in rectangular cells only. It is replaced by
-    `FixAtoms`, by `FixedLine` along the free cell vector or by `FixedPlane` along the two free ones, which do the same.
-    For `FixInternals` see `MassWeightedInternals`.
+    ASE's `FixScaled` projects momenta and forces correctly in rectangular cells only. Its replacements do the same in
+    any cell: `FixAtoms`, `FixedLine` along the free cell vector, or `FixedPlane` along the two free ones.
+    `FixInternals` is replaced by `MassWeightedInternals`.
     """
     constraints: list[FixConstraint] = []
     for constraint in atoms.constraints:
@@ -125,16 +125,16 @@ def _of_scaled(constraint: FixScaled, cell: _Floats) -> list[FixConstraint]:
 
 
 class MassWeightedInternals(FixInternals):
-    r"""`FixInternals` for dynamics: the velocities along the internal coordinates are zero, and nothing else changes.
+    r"""`FixInternals` for dynamics: velocities along the internal coordinates become zero, all others stay.
 
     .. math:: p' = p - B^T (B M^{-1} B^T)^{-1} B M^{-1} p
 
-    with the derivatives B (n, 3N) of the n internal coordinates and the masses M. ASE's own form leaves the masses out,
-    which heats the rest, and takes translation and rotation out as well, without counting their degrees of freedom.
+    with the derivatives B (n, 3N) of the n internal coordinates and the masses M. ASE's own form ignores the masses,
+    which heats all other motion. ASE also removes translation and rotation without counting their degrees of freedom.
     """
 
     def adjust_momenta(self, atoms: Atoms, momenta: _Floats) -> None:
-        """Take the motion along the internal coordinates out of momenta (N, 3), in place."""
+        """Remove the motion along the internal coordinates from momenta (N, 3), in place."""
         self.initialize(atoms)  # type: ignore[no-untyped-call]
         for constraint in self.constraints:
             constraint.setup_jacobian(atoms.positions)
@@ -145,7 +145,7 @@ class MassWeightedInternals(FixInternals):
 
 
 def is_free(atoms: Atoms) -> bool:
-    """Whether all constraints leave the structure free to move as a whole."""
+    """Whether the structure can move as a whole under its constraints."""
 
     def is_internal(constraint: FixConstraint) -> bool:
         if isinstance(constraint, Hookean):  # ties an atom to another, to a point or to a plane
@@ -156,13 +156,13 @@ def is_free(atoms: Atoms) -> bool:
 
 
 def names_of(atoms: Atoms) -> str:
-    """Name the kinds of constraints of a structure."""
+    """Return the names of the constraint classes of a structure: ``FixAtoms, FixCom``."""
     return ", ".join(dict.fromkeys(type(constraint).__name__ for constraint in atoms.constraints))
 
 
 @contextmanager
 def constrained_by(atoms: Atoms, constraints: list[FixConstraint]) -> Iterator[None]:
-    """Give a structure other constraints for a while, such as its own while it is written to a file."""
+    """Give a structure other constraints inside the block, such as its own ones for a file."""
     used = list(atoms.constraints)
     atoms.set_constraint(constraints)
     try:
@@ -172,7 +172,7 @@ def constrained_by(atoms: Atoms, constraints: list[FixConstraint]) -> Iterator[N
 
 
 def _adjusted(atoms: Atoms, momenta: _Floats, constraints: Sequence[FixConstraint]) -> _Floats:
-    """Return what constraints leave of momenta (N, 3)."""
+    """Return momenta (N, 3) after the constraints."""
     adjusted: _Floats = momenta.copy()
     for constraint in constraints:
         constraint.adjust_momenta(atoms, adjusted)

@@ -1,4 +1,4 @@
-"""Errors of a calculator against labeled frames."""
+"""Evaluation of a calculator: predictions, and their errors against labeled frames."""
 
 from __future__ import annotations
 
@@ -17,29 +17,24 @@ from numpy.typing import NDArray
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, LabelReport, choose_labels
+from ase_segnn.quantities import MILLI, QUANTITIES
 
 _log = logging.getLogger(__name__)
-
-# Label -> unit of the errors and factor from ASE's unit to it.
-ERROR_UNITS = {
-    "energy": ("meV", 1e3),
-    "energy_per_atom": ("meV", 1e3),
-    "forces": ("meV_per_A", 1e3),
-    "stress": ("meV_per_A3", 1e3),
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Labels beside predictions, in ASE's units, for every label that at least one frame has.
+    """Labels beside predictions in ASE's units, for each label of at least one frame.
+
+    `errors` sums them up. For a scatter plot take `labels` and `predictions`.
 
     Parameters
     ----------
-    labels, predictions : property -> (n,) values of all frames with that label, one after another: "energy" and
+    labels, predictions : property -> (n,) values of all frames with the label, one after another: "energy" and
         "energy_per_atom" one per frame, "forces" three per atom, "stress" six per frame
-    n_frames : number of frames looked at
-    n_labeled : property -> number of frames that have the label
-    report : where the labels are from and what was not used; None if they were chosen elsewhere
+    n_frames : number of frames, labeled or not
+    n_labeled : property -> number of frames with the label
+    report : sources of the labels, and labels that were not used; None if labels were chosen elsewhere
     """
 
     labels: dict[str, NDArray[np.float64]]
@@ -49,16 +44,15 @@ class Evaluation:
     report: LabelReport | None = None
 
     def errors(self) -> dict[str, float]:
-        """Mean absolute and root mean square errors; names carry the units of `ERROR_UNITS`.
+        """Return mean absolute and root mean square errors, named as in `ase_segnn.quantities`.
 
-        Both are over values: energies of frames, components of forces and of stress.
+        Both are over values: energies of frames, components of forces, components of stress.
         """
         errors = {}
         for name, labels in self.labels.items():
-            unit, factor = ERROR_UNITS[name]
-            difference = factor * (self.predictions[name] - labels)
-            errors[f"{name}_MAE_{unit}"] = float(np.abs(difference).mean())
-            errors[f"{name}_RMSE_{unit}"] = float(np.sqrt((difference**2).mean()))
+            quantity, difference = QUANTITIES[name], MILLI * (self.predictions[name] - labels)
+            errors[quantity.error_name("MAE")] = float(np.abs(difference).mean())
+            errors[quantity.error_name("RMSE")] = float(np.sqrt((difference**2).mean()))
         return errors
 
 
@@ -69,27 +63,27 @@ def evaluate(
     keys: LabelKeys | None = None,
     on_frame: Callable[[], object] | None = None,
 ) -> Evaluation:
-    """Compare a calculator with the labels of frames.
+    """Evaluate a calculator against the labels of frames.
 
-    Which results of a calculator and which names in ``info`` and ``arrays`` are labels is decided for all frames
-    together, as in training; see `ase_segnn.labels`. `Evaluation.report` tells it, and the log warns of what is not
-    used. A label that a frame lacks is left out for that frame, and so are labels of weight zero and the stress of a
-    frame without a volume. The frames are not changed.
+    Labels are chosen once for all frames, as in training, among results of a calculator and names in ``info`` and
+    ``arrays``; see `ase_segnn.labels`. `Evaluation.report` names the sources, and the log warns of labels that are not
+    used. Left out for a frame are labels that it lacks, labels of weight zero, and the stress if it has no volume.
+    Frames are not changed.
 
     Parameters
     ----------
-    calculator : anything that ASE takes as one; a `SEGNNCalculator` evaluates several frames at a time
+    calculator : any calculator of ASE; a `SEGNNCalculator` takes several frames at a time
     frames : with energy, forces or stress
-    keys : names of the labels, where they are others or to choose one of several
+    keys : names of the labels, if they have other names, or to choose one of several
     on_frame : called after each frame, for a progress bar
 
     Raises
     ------
     ValueError
-        If no frame has any of the labels, a label is not usable or no frame has a key; the error names frames. See
-        `ase_segnn.labels.choose_labels`.
+        If no frame has any of the labels, if a label is not usable, or if no frame has a key; the error names frames.
+        See `ase_segnn.labels.choose_labels`.
     ValueError, RuntimeError
-        If the calculator fails for a frame, which the error names.
+        If the calculator fails for a frame; the error names the frame.
     """
     named = [(f"frame {index}", frame) for index, frame in enumerate(frames)]
     choice = choose_labels(named, keys)
@@ -106,9 +100,16 @@ def evaluate_chosen(
     *,
     on_frame: Callable[[], object] | None = None,
 ) -> Evaluation:
-    """Do what `evaluate` does, with frames that have names for messages, and labels that are chosen already."""
-    labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
-    predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ERROR_UNITS}
+    """Evaluate a calculator against labels that are chosen already; see `evaluate`.
+
+    Parameters
+    ----------
+    calculator, on_frame : as of `evaluate`
+    frames : each with a name for messages
+    choice : of the labels of these frames
+    """
+    labels: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
+    predictions: dict[str, list[NDArray[np.float64]]] = {name: [] for name in QUANTITIES}
     n_labeled: dict[str, int] = {}
     given = [(source, frame, found) for source, frame in frames if (found := _labels(frame, choice))]
     # consecutive frames with the same labels are evaluated together
@@ -136,17 +137,17 @@ def evaluate_chosen(
 def predict(
     calculator: Calculator, structures: Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
 ) -> Iterator[dict[str, Any]]:
-    """Evaluate structures, several at a time if the calculator is a `SEGNNCalculator`.
+    """Predict properties of structures, several structures at a time with a `SEGNNCalculator`.
 
     Parameters
     ----------
-    calculator : anything that ASE takes as one
+    calculator : any calculator of ASE
     structures : not changed
     properties : of ASE, such as "stress"
 
     Yields
     ------
-    results of each structure in the order given: property -> value, in ASE's units
+    results of each structure, in order: property -> value, in ASE's units
     """
     if isinstance(calculator, SEGNNCalculator):
         yield from calculator.evaluate_many(structures, properties)
@@ -159,7 +160,7 @@ def predict(
 def predict_named(
     calculator: Calculator, structures: Sequence[tuple[str, Atoms]], properties: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Do what `predict` does; structures have names, and an error is about one of them.
+    """Predict properties of named structures, with errors that name the structure; see `predict`.
 
     Raises
     ------
@@ -172,7 +173,7 @@ def predict_named(
             done += 1
             yield results
     except (ArithmeticError, MemoryError, RuntimeError, ValueError):
-        # one at a time, the structure that fails is known, and one that was too large among others may pass
+        # one at a time: an error then belongs to one structure, and a structure too large among others may pass
         for source, atoms in structures[done:]:
             yield _predict_one(calculator, source, atoms, properties)
 
@@ -186,7 +187,7 @@ def _predict_one(calculator: Calculator, source: str, atoms: Atoms, properties: 
 
 
 def _labels(frame: Atoms, choice: LabelChoice) -> dict[str, NDArray[np.float64]]:
-    """Labels of a frame with a weight, by the names of `ERROR_UNITS`."""
+    """Labels of a frame with a weight above zero, by the names of `QUANTITIES`."""
     labels = choice.labels(frame)
     found: dict[str, NDArray[np.float64]] = {}
     for name in LABELS:
@@ -195,4 +196,4 @@ def _labels(frame: Atoms, choice: LabelChoice) -> dict[str, NDArray[np.float64]]
             found[name] = np.ravel(full_3x3_to_voigt_6_stress(value) if name == "stress" else value)
     if "energy" in found:
         found["energy_per_atom"] = found["energy"] / len(frame)
-    return {name: found[name] for name in ERROR_UNITS if name in found}
+    return {name: found[name] for name in QUANTITIES if name in found}

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and errors that name the file."""
+"""Writing files whole or not at all, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Errors of writing, which come without the name of a file from all but `open`.
+# Errors of writing; only `open` adds the name of the file to them.
 _OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; that file takes the place of `path` unless there is an error.
+    """Yield a temporary path to write to, and move it to `path` at the end, unless there is an error.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder, written_whole(Path(folder, "a.txt")) as temporary:
@@ -24,10 +24,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If the file cannot be written, with its name; what `path` held is kept. Errors about other files pass as they
-        are.
+        If the file cannot be written; the error names it, and the old contents of `path` are kept. Errors about other
+        files are raised unchanged.
     """
-    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # the suffix stays, some writers go by it
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # same suffix: some writers go by it
     try:
         yield temporary
         if temporary.exists():  # of several processes maybe only one has written
@@ -37,13 +37,13 @@ def written_whole(path: Path) -> Iterator[Path]:
             raise _named(error, path, "cannot be written and is as it was before") from error
         raise
     finally:
-        with suppress(OSError):  # in a folder that is read-only, though there is nothing to remove
+        with suppress(OSError):  # a read-only folder raises even if there is nothing to remove
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Put the name of a file into errors of writing it that have none, such as that of a full disk.
+    """Add the name of a file to errors of writing it that lack a name, such as the error of a full disk.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def reason_of(error: OSError) -> str:
-    """Say which file failed and how, without the number of the error."""
+    """Return which file failed and why, without the number of the error."""
     if not error.strerror:
         return str(error)
     return error.strerror if error.filename is None else f"'{os.fsdecode(error.filename)}': {error.strerror}"
@@ -70,5 +70,5 @@ def _is_about(error: OSError, path: Path) -> bool:
 
 
 def _named(error: OSError, path: Path, what: str) -> OSError:
-    """Return an error of the same class and number for a file."""
+    """Return an error of the same class and number that names the file."""
     return OSError(error.errno, f"{what} ({error.strerror})", str(path))

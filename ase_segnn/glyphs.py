@@ -1,6 +1,7 @@
-"""Glyphs: steerable vectors drawn as functions on the sphere, and those that a network holds at each atom.
+"""Glyphs: pictures of steerable vectors as functions on the sphere, such as a network's features at each atom.
 
-Pictures are seen from a fixed direction, in plain axes of matplotlib, which is imported when one is drawn.
+Pictures are drawn from a fixed direction into plain axes of matplotlib. Importing this module does not import
+matplotlib; drawing does.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ase_segnn._e3nn import o3
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.steerable import flatten
@@ -35,7 +36,7 @@ _ZERO_COLOR = "#f3efe9"
 _LARGEST_RADIUS = 0.62  # Å, less than half a bond between heavy atoms
 _ATOM_RADIUS, _BOND_RADIUS = 0.11, 0.045  # Å
 _BOND_COLOR = (0.62, 0.62, 0.62)
-_BOND_STRETCH = 1.25  # atoms closer than this many times the sum of their covalent radii are joined
+_BOND_STRETCH = 1.25  # longest bond over the sum of the covalent radii
 _LIGHT = np.array([-0.4, 0.6, 0.7]) / np.linalg.norm([-0.4, 0.6, 0.7])  # towards the light, in the picture
 _AMBIENT = 0.45
 _MARGIN = 0.8  # Å around the atoms of a panel
@@ -49,19 +50,19 @@ class SteerableVectors:
     Parameters
     ----------
     values : (n, irreps.dim) in e3nn's flat layout
-    irreps : what they are made of
+    irreps : of each vector
     """
 
     values: Tensor
     irreps: o3.Irreps
 
     def channel(self, index: int) -> SteerableVectors:
-        """Take one channel of each entry of the irreps that has it.
+        """Return one channel of each entry of the irreps with so many channels.
 
         Raises
         ------
         ValueError
-            If none has it.
+            If no entry has the channel.
         """
         entries = list(zip(self.irreps.slices(), self.irreps, strict=True))
         chosen = [(s.start + index * ir.dim, ir) for s, (mul, ir) in entries if 0 <= index < mul]
@@ -73,16 +74,16 @@ class SteerableVectors:
         )
 
     def degree(self, degree: int) -> SteerableVectors:
-        """Set all other degrees to zero."""
+        """Return the vectors with all other degrees set to zero."""
         kept = [float(ir.l == degree) for mul, ir in self.irreps for _ in range(mul * ir.dim)]
         return SteerableVectors(self.values * self.values.new_tensor(kept), self.irreps)
 
     def on_sphere(self, directions: Tensor) -> Tensor:
-        r"""Evaluate each vector h as a function of the direction, which turns with it: :math:`f_{Rh}(R n) = f_h(n)`.
+        r"""Return each vector h as a function of the direction.
 
-        .. math:: f_h(\mathbf n) = \sum_l h_l \cdot Y_l(\mathbf n)
+        .. math:: f_h(\mathbf n) = \sum_l h_l \cdot Y_l(\mathbf n), \quad f_{Rh}(R \mathbf n) = f_h(\mathbf n)
 
-        Channels of one degree are added.
+        The function turns with the vector. Channels of one degree are added.
 
         Parameters
         ----------
@@ -95,8 +96,8 @@ class SteerableVectors:
         Raises
         ------
         ValueError
-            If an entry has another parity than its spherical harmonics, such as ``1e``: no such function changes as
-            it does in a reflection.
+            If an entry has another parity than the spherical harmonics of its degree, such as ``1e``: functions on the
+            sphere cannot change in a reflection as such an entry does.
         """
         odd_ones = [str(ir) for _, ir in self.irreps if ir.p != (-1) ** ir.l]
         if odd_ones:
@@ -112,12 +113,12 @@ class SteerableVectors:
 
 @dataclass(frozen=True, eq=False)
 class NodeVectors:
-    """What a network holds at each of N atoms.
+    """Attributes and features of a network at each of N atoms.
 
     Parameters
     ----------
-    attributes : what steers updates and readout
-    features : after the embedding, then after each round of messages
+    attributes : node attributes, which steer updates and readout
+    features : node features after the embedding, then after each round of messages
     """
 
     attributes: SteerableVectors
@@ -125,12 +126,12 @@ class NodeVectors:
 
 
 def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
-    """Evaluate a potential and record the attributes and features of the atoms on the way.
+    """Run a potential on a structure and return the attributes and features of its atoms.
 
     Parameters
     ----------
-    potential : on any device, of any dtype; the vectors have the same
-    atoms : of its elements
+    potential : on any device and of any dtype, which the vectors share
+    atoms : with elements of the potential
 
     Raises
     ------
@@ -159,7 +160,7 @@ def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
 
 
 def tilted_view(about_x: float = -38.0, about_z: float = 12.0) -> _Floats:
-    """Direction to look from: the structure is turned about its z axis, then about the picture's horizontal.
+    """Return the axes of a picture of a structure turned about z, then about the picture's horizontal.
 
     Parameters
     ----------
@@ -167,7 +168,7 @@ def tilted_view(about_x: float = -38.0, about_z: float = 12.0) -> _Floats:
 
     Returns
     -------
-    (3, 3), rows are the picture's axes to the right, upwards and towards the viewer
+    (3, 3), rows are the axes to the right, upwards and towards the viewer
     """
     x, z = np.radians([about_x, about_z])
     turn = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
@@ -185,15 +186,17 @@ def plot_glyphs(
     view: _Floats | None = None,
     resolution: int = 24,
 ) -> PolyCollection:
-    """Draw each vector as a surface around its center: as far away as its function is large, colored by the sign.
+    """Draw each vector as a surface around its center.
+
+    The distance of the surface from the center is the absolute value of the vector's function, the color its sign.
 
     Parameters
     ----------
-    axes : plain ones; their scales are made equal
+    axes : plain axes; their scales are made equal
     vectors : see `SteerableVectors.on_sphere`
     centers : (n, 3) Å
-    size : Å, the distance at which the function is 1 or -1; by default, the farthest point is at 0.62 Å
-    view : see `tilted_view`
+    size : Å, distance of the surface where the function is 1 or -1; default: the farthest point is at 0.62 Å
+    view : axes of the picture as of `tilted_view`
     resolution : facets from pole to pole
     """
     return _draw(axes, [_glyphs(vectors, centers, size, resolution)], tilted_view() if view is None else view)
@@ -208,7 +211,7 @@ def plot_molecule(
     view: _Floats | None = None,
     resolution: int = 24,
 ) -> PolyCollection:
-    """Draw one glyph at each atom, and bonds between them; other arguments are those of `plot_glyphs`.
+    """Draw a molecule with one glyph at each atom; other arguments as of `plot_glyphs`.
 
     Parameters
     ----------
@@ -218,7 +221,7 @@ def plot_molecule(
     Raises
     ------
     ValueError
-        If there is another number of vectors.
+        If the number of vectors is not the number of atoms.
     """
     if len(vectors.values) != len(atoms):
         raise ValueError(f"one vector per atom is needed, got {len(vectors.values)} for {len(atoms)} atoms")
@@ -237,12 +240,12 @@ def glyph_figure(
     view: _Floats | None = None,
     resolution: int = 24,
 ) -> Figure:
-    """Draw molecules in rows and columns, all in one scale of lengths; other arguments are those of `plot_glyphs`.
+    """Draw molecules in rows and columns, all to one scale; other arguments as of `plot_glyphs`.
 
     Parameters
     ----------
-    panels : row -> column -> what to draw there; all rows have the same columns
-    title : says what is seen
+    panels : row -> column -> structure and its vectors; all rows have the same columns
+    title : of the figure
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -269,12 +272,12 @@ def glyph_figure(
 
 
 class _Facets:
-    """Quadrangles in space and their colors.
+    """Colored quadrangles in space, the facets of n surfaces.
 
     Parameters
     ----------
-    points : (n, I, J, 3) Å; surfaces as grids of points, whose outer side is seen where I goes down and J to the right
-    colors : that can be broadcast to (n, I - 1, J - 1, 3), red, green, blue from 0 to 1
+    points : (n, I, J, 3) Å, grids of points; seen from outside, I goes down and J to the right
+    colors : red, green, blue from 0 to 1, broadcast to (n, I - 1, J - 1, 3)
     """
 
     def __init__(self, points: _Floats, colors: _Floats) -> None:
@@ -285,7 +288,7 @@ class _Facets:
 
 
 def _sphere(resolution: int) -> _Floats:
-    """Directions on a grid from pole to pole and around, (resolution + 1, 2 resolution + 1, 3)."""
+    """Return unit vectors on a grid from pole to pole and around, (resolution + 1, 2 resolution + 1, 3)."""
     polar = np.linspace(0, np.pi, resolution + 1)[:, None]
     azimuth = np.linspace(0, 2 * np.pi, 2 * resolution + 1)
     z = np.broadcast_to(np.cos(polar), (resolution + 1, 2 * resolution + 1))
@@ -303,7 +306,7 @@ def _glyphs(vectors: SteerableVectors, centers: _Floats, size: float | None, res
     points = centers[:, None, None, :] + radii[..., None] * directions
     middle = (values[:, :-1, :-1] + values[:, 1:, :-1] + values[:, 1:, 1:] + values[:, :-1, 1:]) / 4
     colormap = LinearSegmentedColormap.from_list("sign", [NEGATIVE, _ZERO_COLOR, POSITIVE])
-    strength = np.sign(middle) * np.sqrt(np.abs(middle) / largest)  # so that small glyphs have a color too
+    strength = np.sign(middle) * np.sqrt(np.abs(middle) / largest)  # the root gives small glyphs a color too
     return _Facets(points, colormap((1 + strength) / 2)[..., :3])
 
 
@@ -313,7 +316,7 @@ def _balls(atoms: Atoms, resolution: int = 12) -> _Facets:
 
 
 def _bonds(atoms: Atoms) -> NDArray[np.int64]:
-    """Pairs of atoms that are near each other, (n, 2)."""
+    """Return the pairs of bonded atoms, (n, 2)."""
     radii = covalent_radii[atoms.numbers]
     near = atoms.get_all_distances() < _BOND_STRETCH * (radii[:, None] + radii)
     return np.argwhere(np.triu(near, k=1))
@@ -333,7 +336,7 @@ def _tubes(positions: _Floats, pairs: NDArray[np.int64], n_around: int = 8, n_al
 
 
 def _draw(axes: Axes, parts: list[_Facets], view: _Floats) -> PolyCollection:
-    """Draw the outer sides of facets, shaded, those in front over those behind."""
+    """Draw the outer sides of facets, shaded, from back to front."""
     from matplotlib.collections import PolyCollection
 
     corners = np.concatenate([part.corners for part in parts]) @ view.T

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ase import Atoms
 
-_State = tuple[bytes, bytes, bytes, bytes]  # positions, numbers, cell and pbc of atoms
-_NAMES = ("positions", "numbers", "cell", "pbc")
+from ase_segnn.graphs.verlet import SETTING, setting_of
+
+_State = tuple[bytes, ...]  # all that results depend on, as named below
+_NAMES = ("positions", *SETTING)
 
 
 class KeptAtoms:
@@ -49,5 +51,5 @@ class KeptAtoms:
 
 
 def _state(atoms: Atoms) -> _State:
-    """Return what results depend on, as bytes: to compare them is much faster than arrays of few numbers."""
-    return atoms.positions.tobytes(), atoms.numbers.tobytes(), atoms.cell.array.tobytes(), atoms.pbc.tobytes()
+    """Return what results depend on, as bytes."""
+    return atoms.positions.tobytes(), *setting_of(atoms)

@@ -1,4 +1,4 @@
-"""Figures of the command line, as PNG files; matplotlib is imported when one is drawn."""
+"""Figures of the command line; matplotlib is imported when a figure is drawn."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ase_segnn.evaluation import ERROR_UNITS, Evaluation
+from ase_segnn.evaluation import Evaluation
+from ase_segnn.quantities import QUANTITIES, SIZE_INDEPENDENT, shown_errors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_TITLES = {"energy_per_atom": "energy per atom, eV", "forces": "force components, eV/Å", "stress": "stress, eV/Å³"}
 _POINT = "#2f6f9f"
 
 
 def parity_plot(evaluations: dict[str, Evaluation], title: str) -> Figure:
-    """Predictions over labels, one row per data set, one column per property; RMSE in each panel."""
+    """Draw predictions over labels: a row per data set, a column per property, the RMSE in each panel.
+
+    Parameters
+    ----------
+    evaluations : by name of the data set
+    title : of the figure
+    """
     from matplotlib.figure import Figure
 
-    columns = [name for name in _TITLES if any(name in e.labels for e in evaluations.values())]
+    columns = [name for name in SIZE_INDEPENDENT if any(name in e.labels for e in evaluations.values())]
     rows = len(evaluations)
     figure = Figure(figsize=(4.2 * len(columns), 0.5 + 3.9 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, len(columns), squeeze=False)
@@ -32,11 +38,9 @@ def parity_plot(evaluations: dict[str, Evaluation], title: str) -> Figure:
             if name not in evaluation.labels:
                 axis.set_axis_off()
                 continue
-            unit, _ = ERROR_UNITS[name]
             _parity(axis, evaluation.labels[name], evaluation.predictions[name])
-            axis.set_title(f"{data}: {_TITLES[name]}", fontsize=9)
-            rmse = errors[f"{name}_RMSE_{unit}"]
-            text = f"RMSE {rmse:.2f} {unit.replace('_per_', '/').replace('A3', 'Å³').replace('A', 'Å')}"
+            axis.set_title(f"{data}: {QUANTITIES[name].heading}", fontsize=9)
+            text = f"RMSE {' '.join(shown_errors(errors, [name]))}"
             axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -54,7 +58,13 @@ def _parity(axis: Axes, labels: NDArray[np.float64], predictions: NDArray[np.flo
 
 
 def dynamics_plot(log: dict[str, list[float]], title: str) -> Figure:
-    """Temperature and energies over time, from the columns of the log of `ase-segnn md`."""
+    """Draw temperature and energies over time.
+
+    Parameters
+    ----------
+    log : columns of the log of `ase-segnn md`
+    title : of the figure
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")

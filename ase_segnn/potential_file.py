@@ -1,4 +1,4 @@
-"""One file, one potential or committee: safetensors and a JSON header, checked before it is believed, and no pickle."""
+"""Potential files: one potential or committee as safetensors with a JSON header, checked at loading, never a pickle."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON heade
 _LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _STORED_DTYPES = {"float32": "F32", "float64": "F64"}  # as safetensors spells them
-_INITIALIZERS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_}  # what `torch.nn.init` calls
+_INITIALIZERS = {torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.zero_}  # called by `torch.nn.init`
 
 
 class PotentialFileError(ValueError):
-    """A file is not a potential, or not a whole one; or a potential cannot be written to a file."""
+    """A file holds no potential, or a damaged one; or a potential cannot be written."""
 
 
 class Provenance(Configuration):
-    """Where the weights of a potential come from; everything may be left out, nothing may be added.
+    """Origin of the weights of a potential. Each key may be left out; other keys are refused.
 
     Parameters
     ----------
-    recipe : the training recipe as plain data; training leaves out folders of the machine it ran on
-    data : file name, as in the recipe, -> sha256 of each file of training data
-    commit : of the code that trained
+    recipe : training recipe as plain data, without folders of the machine
+    data : name of a data file, as in the recipe, -> SHA-256 of the file
+    commit : of the code at training
     seed : of the training
     versions : package -> version
     created : date and time, ISO 8601
@@ -63,17 +63,17 @@ class Provenance(Configuration):
 
 
 class PotentialHeader(Configuration):
-    """What a potential file says about itself; elements, reference energies and cutoff are in `config`.
+    """Header of a potential file: everything but the weights, as `read_header` returns it.
 
     Parameters
     ----------
     format_version : of the file; 3 for a committee, 1 or 2 for a single potential
-    n_members : number of potentials in the file, all with this config; 1 unless it is a committee
-    units : of everything in the file that has one
+    n_members : number of potentials in the file, all with this config; 1 for a single potential
+    units : of energies and lengths in the file
     dtype : of the weights
-    config : what defines the potential besides its weights
-    provenance : where the weights come from
-    tensors_sha256 : of the bytes of all weights, in the order of the file
+    config : elements, reference energies, cutoff and shape of the network
+    provenance : origin of the weights
+    tensors_sha256 : SHA-256 of the bytes of all weights, in the order of the file
     """
 
     format_version: int
@@ -82,7 +82,7 @@ class PotentialHeader(Configuration):
     config: PotentialConfig
     provenance: Provenance
     tensors_sha256: str
-    n_members: Annotated[int, Field(ge=1, le=1000)] = 1  # more are a damaged file, not to spend memory on
+    n_members: Annotated[int, Field(ge=1, le=1000)] = 1  # more mean a damaged file, which must not take memory
 
     @model_validator(mode="after")
     def _check_members(self) -> PotentialHeader:
@@ -94,29 +94,29 @@ class PotentialHeader(Configuration):
 def save_potential(
     potential: Potential | Committee, path: str | Path, *, provenance: Provenance, overwrite: bool = False
 ) -> None:
-    """Write a potential, or all members of a committee, to one file, whole or not at all.
+    """Write a potential or a committee to one file, whole or not at all.
 
     The same potential and provenance give the same bytes.
 
     Parameters
     ----------
-    potential : with weights of one dtype, float32 or float64; it is not changed
+    potential : with weights of one dtype, float32 or float64; not changed
     path : ends in ``.safetensors``, in a folder that exists
-    provenance : goes into the header
+    provenance : origin of the weights, for the header
     overwrite : replace an existing file
 
     Raises
     ------
     PotentialFileError
-        If the file exists and `overwrite` is False, if `path` has another suffix or cannot be written, or if the
-        potential has weights that are not finite or of several dtypes.
+        If the file exists and `overwrite` is False, if `path` has another suffix or cannot be written, or if weights
+        are not finite or of several dtypes.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise PotentialFileError(f"potential files end in '{SUFFIX}', got '{path}'; choose a name such as 'my{SUFFIX}'")
     _refuse_existing(path, overwrite)
     content = _to_bytes(potential, provenance)
-    _check_tensors(*_read_header(io.BytesIO(content), path), path)  # what is written can be read
+    _check_tensors(*_read_header(io.BytesIO(content), path), path)  # never write what cannot be read
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -135,21 +135,21 @@ def save_potential(
 
 
 def load_potential(path: str | Path) -> Potential | Committee:
-    """Read a potential or a committee; no code from the file is ever executed.
+    """Load a potential or a committee from a file, without executing any code of the file.
 
     Parameters
     ----------
-    path : of a file that `save_potential` wrote, with this or an older version of ase-segnn
+    path : of a file written by `save_potential`, in this or an older version of ase-segnn
 
     Returns
     -------
-    what was saved, on the CPU, with weights as stored (float32 or float64), frozen and in evaluation mode
+    potential or committee on the CPU, in the dtype of the file (float32 or float64), frozen and in evaluation mode
 
     Raises
     ------
     PotentialFileError
-        If the file is missing, truncated, corrupted, of another program or of a newer version, or if its tensors are
-        not those that its config asks for. All but the checksum of the weights is checked before they are read.
+        If the file is missing, truncated, corrupted, of another program or of a newer version, or if its tensors do not
+        fit its config. Weights are read after all checks but that of their checksum.
     """
     path = Path(path)
     with _open(path) as file:
@@ -171,12 +171,12 @@ def load_potential(path: str | Path) -> Potential | Committee:
 
 
 def read_header(path: str | Path) -> PotentialHeader:
-    """Read what a potential file says about itself, without its weights.
+    """Read the header of a potential file, without the weights.
 
     Raises
     ------
     PotentialFileError
-        As `load_potential`, as far as the header shows it.
+        As of `load_potential`, for errors that show in the header.
     """
     path = Path(path)
     with _open(path) as file:
@@ -184,7 +184,7 @@ def read_header(path: str | Path) -> PotentialHeader:
 
 
 def _prefixes(header: PotentialHeader) -> list[str]:
-    """Return what the names of each member's weights start with, as in the ``state_dict`` of `Committee`."""
+    """Return the prefix of each member's weights, as in the ``state_dict`` of `Committee`."""
     return [f"members.{index}." for index in range(header.n_members)] if header.n_members > 1 else [""]
 
 
@@ -199,7 +199,7 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
             f"a potential is saved with weights of one dtype, float32 or float64, got {', '.join(sorted(dtypes))}; "
             "convert it with .float() or .double()"
         )
-    # safetensors orders the tensors, but its metadata come out in random order: put the header together here
+    # safetensors writes its metadata in random order: write the header here, so that equal potentials give equal bytes
     plain = safetensors.torch.save(tensors)
     n_table = int.from_bytes(plain[:_LENGTH_BYTES], "little")
     table = json.loads(plain[_LENGTH_BYTES : _LENGTH_BYTES + n_table])
@@ -214,7 +214,7 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
         tensors_sha256=hashlib.sha256(weights).hexdigest(),
         n_members=n_members,
     )
-    exclude = {"n_members"} if n_members == 1 else None  # readers of format 2 do not know it
+    exclude = {"n_members"} if n_members == 1 else None  # a key of format 3
     try:
         header_json = json.dumps(header.model_dump(mode="json", exclude=exclude), allow_nan=False)
     except ValueError as error:
@@ -244,7 +244,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str, Any], int]:
-    """Return the checked header, the table of the weights as it stands, and the number of bytes after them."""
+    """Return the checked header, the unchecked table of the weights, and the number of bytes of the weights."""
     n_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
     start = file.read(_LENGTH_BYTES)
@@ -296,7 +296,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
 def _parse_header(header: dict[str, Any], version: int, path: Path) -> PotentialHeader:
     match header:
         case {"format_version": 1, "config": {"network": {"n_radial_hidden": width, **network}}}:
-            # all networks had gated messages then, and one hidden layer between radial basis and weights
+            # format 1: all networks had gated messages and one hidden layer between radial basis and weights
             header["config"]["network"] = {**network, "gated_messages": True, "radial_hidden": [width]}
     try:
         return PotentialHeader.model_validate(header)
@@ -322,7 +322,7 @@ def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_byt
     """Compare the table of the weights with the potential that the config describes."""
     try:
         weights = _unfilled(header.config).state_dict()
-    except Exception as error:  # whatever a config that was not made here may break
+    except Exception as error:  # a config of another origin may break anything
         raise PotentialFileError(f"the config in '{path}' does not build a potential: {error}") from error
     expected = {prefix + name: weight for prefix in _prefixes(header) for name, weight in weights.items()}
     missing, unexpected = sorted(expected.keys() - table.keys()), sorted(table.keys() - expected.keys())
@@ -348,16 +348,17 @@ def _check_tensors(header: PotentialHeader, table: dict[str, Any], n_weights_byt
 
 
 def _unfilled(config: PotentialConfig) -> Potential:
-    """Build a potential on the CPU whose weights are allocated and left so, which takes no memory until they are read.
+    """Build a potential on the CPU with weights that are allocated but not set.
 
-    The "meta" device would do as well, but there torch imports its compiler and sympy, which takes seconds.
+    Such weights take no memory until they are read or written. The "meta" device would do as well, but torch then
+    imports its compiler and sympy, which takes seconds.
     """
     with torch.device("cpu"), _NoInitialization():
         return Potential(config)
 
 
 class _NoInitialization(TorchFunctionMode):
-    """Let the initializers of `torch.nn.init` return what they are given."""
+    """Make the initializers of `torch.nn.init` do nothing."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,32 +1,32 @@
-"""Results as ASE names them, from the arrays of an evaluation."""
+"""Results as ASE names them, from what an engine returns."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.model.potential import Prediction
 
 _VOIGT = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # rows and columns of xx yy zz yz xz xy
 
 
-def results_of(graph: AtomicGraph, arrays: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """Split the arrays of a prediction into ASE's results of each structure.
+def results_of(graph: AtomicGraph, prediction: Prediction) -> list[dict[str, Any]]:
+    """Split a prediction into ASE's results of each structure.
 
     Parameters
     ----------
     graph : of B structures
-    arrays : as of `ase_segnn.engines.evaluator.Evaluator.evaluate`
+    prediction : of that graph, with forces and stress or without both; a `CommitteePrediction` has deviations as well
 
     Returns
     -------
     B dictionaries with the names, shapes and units of `ase_segnn.SEGNNCalculator`; the stress only where the cell has a
     volume
     """
+    arrays = prediction.arrays()
     ends = [graph.n_atoms]
     if graph.n_structures > 1:
         ends = torch.bincount(graph.structure, minlength=graph.n_structures).cumsum(0).tolist()

@@ -1,4 +1,4 @@
-"""Structures from files: which file and which of its structures a text means, with errors that name both."""
+"""Structures from files, selected by texts such as ``md.traj@::10``; errors name file and structure."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _NUMBER, _SLICE = re.compile(r"[+-]?\d+"), re.compile(r"([+-]?\d+)?:([+-]?\d+)?(
 
 
 def split_source(source: str | Path, exists: Callable[[str], bool] | None = None) -> tuple[str, str]:
-    """Split ``file@selection`` into path and selection, which is empty without one.
+    """Split ``file@selection`` into path and selection; without a selection, the second is "".
 
-    A path that exists is always meant, whatever letters are in it. Otherwise the last ``@`` counts if a number or a
+    If the whole text is a path that exists, there is no selection. Otherwise the last ``@`` splits, if a number or a
     slice follows. A ``~`` at the beginning is the home folder.
 
     Parameters
     ----------
     source : such as ``md.traj@-1``, ``md.traj@::10`` or ``me@there/md.traj``
-    exists : says of a path whether it exists; by default from the working directory
+    exists : tells whether a path exists; default: from the working directory
 
     >>> split_source("me@there/md.traj@::10")
     ('me@there/md.traj', '::10')
@@ -46,7 +46,7 @@ def split_source(source: str | Path, exists: Callable[[str], bool] | None = None
 
 
 def to_slice(selection: str) -> slice:
-    """Return what a selection takes of all structures of a file; all for an empty one.
+    """Return a selection as a slice of the structures of a file; "" selects all.
 
     Raises
     ------
@@ -65,15 +65,15 @@ def to_slice(selection: str) -> slice:
 
 
 def selected(items: Iterable[_Item], selection: str, path: str | Path) -> Iterator[_Item]:
-    """Yield what a selection takes of the structures of a file, which may come one at a time.
+    """Yield the selected items of an iterable, reading no more of it than needed.
 
     >>> list(selected("abcdef", "1::2", "letters.xyz"))
     ['b', 'd', 'f']
 
     Parameters
     ----------
-    items : one for each structure, in order
-    selection : see `to_slice`
+    items : one per structure of a file, in order
+    selection : as of `to_slice`
     path : of the file, for messages
 
     Raises
@@ -95,11 +95,11 @@ def selected(items: Iterable[_Item], selection: str, path: str | Path) -> Iterat
 
 
 def read_numbered(source: str | Path) -> list[tuple[int, Atoms]]:
-    """Read structures of a file in any format that ASE knows, each with its number in the file, from 0.
+    """Read structures from a file in any format of ASE, each with its number in the file, from 0.
 
     Parameters
     ----------
-    source : path; ``file@index`` selects as in ASE, ``md.traj@-1`` is the last structure, ``md.traj@::10`` each tenth;
+    source : path, or ``file@selection`` as in ASE: ``md.traj@-1`` is the last structure, ``md.traj@::10`` each tenth;
         see `split_source`
 
     Raises
@@ -107,7 +107,7 @@ def read_numbered(source: str | Path) -> list[tuple[int, Atoms]]:
     FileNotFoundError, IsADirectoryError
         If there is no such file.
     ValueError
-        If ASE cannot read it, it holds no structure, or none that is selected, or crystals in it lost their cell.
+        If ASE cannot read the file, no structure is in it or selected, or crystals in it lost their cell.
     """
     text, selection = split_source(source)
     path, wanted = Path(text), to_slice(selection)
@@ -138,23 +138,23 @@ def read_numbered(source: str | Path) -> list[tuple[int, Atoms]]:
 
 
 def read_named(source: str | Path) -> list[tuple[str, Atoms]]:
-    """Read structures of a file, each with its name ``file@number``; argument and errors as of `read_numbered`."""
+    """Read structures from a file, each with its name ``file@number``; argument and errors as of `read_numbered`."""
     path, _ = split_source(source)
     return [(f"{path}@{number}", atoms) for number, atoms in read_numbered(source)]
 
 
 def read_structures(source: str | Path) -> list[Atoms]:
-    """Read structures of a file; argument and errors as of `read_numbered`."""
+    """Read structures from a file; argument and errors as of `read_numbered`."""
     return [atoms for _, atoms in read_numbered(source)]
 
 
 def read_structure(source: str | Path) -> Atoms:
-    """Read one structure, the last where a file has several; argument and errors as of `read_numbered`."""
+    """Read the last selected structure of a file; argument and errors as of `read_numbered`."""
     return read_structures(source)[-1]
 
 
 def check_writable_format(path: Path) -> None:
-    """Refuse names of files whose format ASE cannot tell or cannot write.
+    """Refuse the name of a file if ASE cannot tell its format or cannot write it.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def _read(path: Path, wanted: slice) -> list[Atoms]:
 
 
 def _format(path: Path) -> str | None:
-    """Return the format of a file such as ``frames.xyz@old``, of which ASE knows none; None for all others."""
+    """Return the format of a file such as ``frames.xyz@old``, whose suffix ASE does not know; None for other files."""
     name, at, _ = path.name.partition("@")
     if not at or not name or path.suffix == Path(name).suffix:
         return None

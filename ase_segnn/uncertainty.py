@@ -1,4 +1,4 @@
-"""The limit on how far a committee may disagree about forces, and what happens beyond it."""
+"""A limit on how far a committee may disagree about forces."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _log = logging.getLogger(__name__)
 
 
 class UncertaintyError(RuntimeError):
-    """The members of a committee disagree about the force on an atom by more than is allowed."""
+    """The members of a committee disagree about the force on an atom by more than `max_deviation`."""
 
 
 class DeviationLimit:
-    """Looks at every evaluation, and warns of deviations beyond the limit or stops there.
+    """A limit on the deviation of forces, checked at each evaluation: warns or stops above it.
 
-    Warnings come for the 1st, 10th, 100th, ... structure beyond the limit, each with the number so far and the largest
-    deviation: a long run logs some lines, not one at each step.
+    Warnings come for the 1st, 10th, 100th, ... structure above the limit, with the number so far and the largest
+    deviation. So a long run logs a few lines instead of one at each step.
 
     Parameters
     ----------
-    max_deviation : eV/Å, of the force on an atom
+    max_deviation : eV/Å, largest allowed deviation of the force on an atom
     on_deviation : "warn" logs, "stop" raises
 
     Raises
@@ -50,12 +50,12 @@ class DeviationLimit:
         self._largest = 0.0
 
     def check(self, atoms: Atoms, forces_std: NDArray[np.float64]) -> None:
-        """Look at the deviations (N,), eV/Å, of one evaluation.
+        """Check the deviations (N,) in eV/Å of one evaluation.
 
         Raises
         ------
         UncertaintyError
-            If one is beyond the limit and it is to stop there.
+            If a deviation is above the limit and `on_deviation` is "stop".
         """
         self._n_looked_at += 1
         largest = float(forces_std.max())

@@ -21,8 +21,8 @@ from ase_segnn.model.config import NetworkConfig
 from ase_segnn.potential_file import load_potential
 from ase_segnn.potentials import path_of
 from ase_segnn.training import train
+from ase_segnn.training.data.sources import locate
 from ase_segnn.training.recipe import parse_duration
-from ase_segnn.training.sources import locate
 
 TESTS = {"600 K": "acac/test_MD_600K.xyz", "300 K": "acac/test_MD_300K.xyz"}
 
@@ -45,7 +45,7 @@ def main() -> None:
         f"{arguments.base}, fine-tuned": {"base": arguments.base},
     }
     optimization = {
-        "batch_size": 5,
+        "batch_edges": 1000,  # five frames
         "epochs": 10000,
         "max_time": parse_duration(arguments.time),
     }

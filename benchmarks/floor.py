@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -25,24 +24,16 @@ from short_runs import network_keys
 from speed import SYSTEMS
 
 from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
+from ase_segnn.codegen.cpp import HEADERS, preamble
+from ase_segnn.codegen.potentials import program_of
+from ase_segnn.codegen.program import Loop, Product, Program
 from ase_segnn.engines.build import load_library
-from ase_segnn.engines.native import _merged
+from ase_segnn.graphs.neighbors import neighbor_list
 from ase_segnn.model.config import NetworkConfig
-from ase_segnn.model.native_source import NativeSource
-from ase_segnn.model.native_templates import prelude
-from ase_segnn.neighbors import neighbor_list
 
 _BLOCK = 32  # atoms
-_SIGMOID = 27  # operations of the exponential's series and the division
-_PIECES = 11  # of a spline of degree five
-# How often each function of the source runs per atom: once per layer (L), per layer but one (M), or once.
-_PRODUCTS = {"update": "L", "update_backward": "L", "project": "M", "sent_backward": "M", "read_out": "1"}
-_LOOPS = {
-    "sum_messages_of_species": "1",
-    "sum_messages_of_species_backward": "1",
-    "sum_messages": "M",
-    "sum_messages_backward": "M",
-}
+# Operations per channel: the exponential's series and the division, and the six pieces of a spline.
+_OPERATIONS = {"add": 1, "multiply": 1, "sigmoid": 27, "spline": 11, "slope": 11}
 
 
 def main() -> None:
@@ -92,18 +83,18 @@ class Job:
         self.name, self._atoms, self._start = name, atoms.copy(), atoms.positions.copy()
         self._atoms.calc = SEGNNCalculator(potential, device="cpu", dtype=str(dtype).removeprefix("torch."))
         self._rng = np.random.default_rng(0)
-        source = NativeSource(potential, [_merged(layer) for layer in potential.network.rounds], dtype).source
-        n_layers, channels = potential.config.network.n_layers, potential.network.irreps_hidden[0].mul
-        times = {"1": 1, "L": n_layers, "M": n_layers - 1}
+        program = program_of(potential.to(dtype).eval())
         self._shapes = [
-            shape
-            for function, often in _PRODUCTS.items()
-            for shape in _products(_body(source, function)) * times[often]
+            (step.source.components, step.source.width, step.target.width)
+            for step in program.steps
+            if isinstance(step, Product)
         ]
         self.product_operations = sum(2 * rows * k * n for rows, k, n in self._shapes)
         pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, potential.cutoff)
-        per_edge = sum(_edge_operations(_body(source, name)) * times[often] for name, often in _LOOPS.items())
-        self.edge_operations = per_edge * channels * len(pairs.centers) / len(atoms)
+        loops = [step for step in program.steps if isinstance(step, Loop) and step.over == "edges"]
+        per_edge = sum(step.channels * _operations_per_channel(program, step) for step in loops)
+        self.edge_operations = per_edge * len(pairs.centers) / len(atoms)
+        channels = max(step.channels for step in loops)
         self._run_products = _products_alone(self._shapes, dtype, channels)
 
     def evaluation_us(self) -> float:
@@ -135,29 +126,11 @@ def _best(function: Callable[[], object], repetitions: int) -> float:
     return min(times)
 
 
-def _body(source: str, function: str) -> str:
-    start = source.index(f"static void {function}(")
-    return source[start : source.index("\n}\n", start)]
-
-
-def _products(body: str) -> list[tuple[int, int, int]]:
-    """Rows per atom and the two sides of the matrix of each product."""
-    return [tuple(map(int, found)) for found in re.findall(r"multiply\(n \* (\d+), (\d+), (\d+)", body)]
-
-
-def _edge_operations(body: str) -> int:
-    """Operations per edge and channel."""
-    inner = body[body.index("for (int c = 0;", body.index("EDGE")) :]
-    statements = [line for line in inner.splitlines() if re.match(r"\s*(const V|v\w+ \+=|add_to)", line)]
-    total = 0
-    for line in statements:
-        if line.lstrip().startswith("const V") and "load(" in line:
-            continue  # the signs in it are of addresses
-        total += "add_to" in line or "+=" in line
-        code = re.sub(r"V\{\} \+ |add_to\([^,]*, ", "", line).replace("+=", "")
-        total += code.count(" + ") + code.count(" * ")
-        total += _SIGMOID * code.count("sigmoid(") + _PIECES * (code.count("radial(") + code.count("radial_slope("))
-    return total
+def _operations_per_channel(program: Program, loop: Loop) -> int:
+    """Operations with vectors per edge, sums over edges among them."""
+    nodes = [program.tape.nodes[index] for index in program.tape.needed(loop.values)]
+    made = sum(_OPERATIONS.get(node.operation, 0) for node in nodes if node.is_vector)
+    return made + sum(program.tape.nodes[store.value].is_vector and store.leaf.at != "edge" for store in loop.stores)
 
 
 def _products_alone(shapes: list[tuple[int, int, int]], dtype: torch.dtype, channels: int) -> Callable[[], None]:
@@ -168,7 +141,7 @@ def _products_alone(shapes: list[tuple[int, int, int]], dtype: torch.dtype, chan
         matrices += k * n
         rows, columns = max(rows, _BLOCK * per_atom * k), max(columns, _BLOCK * per_atom * n)
     code = "\n".join(['extern "C" void products(const T* a, const T* b, T* c) {', *lines, "}"])
-    library = load_library(prelude(dtype, channels) + code)
+    library = load_library(preamble(dtype, channels) + '#include "products.hpp"\n' + code, HEADERS)
     arrays = [torch.rand(size, dtype=dtype) for size in (rows, matrices, columns)]
     return lambda: library.products(*(ctypes.c_void_p(array.data_ptr()) for array in arrays))
 

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/md_step.py
 
 Runs shipped potentials at constant energy from 300 K, 0.5 fs per step, after a warm-up, and measures how much of a step
-is the neighbor list (with the searches that fall into the run), the compiled C++, and all the rest: ASE's integrator,
-checks, conversion of atoms and results. In the last row a calculator returns zeros, so that is what ASE itself takes.
+is the graph (with the searches for neighbors that fall into the run), the compiled C++, and all the rest: ASE's
+integrator, checks, results. In the last row a calculator returns zeros, so that is what ASE itself takes.
 Then steps of silicon at constant pressure are timed in alternation with steps at constant energy.
 """
 
@@ -26,7 +26,7 @@ from speed import SYSTEMS
 
 from ase_segnn import SEGNNCalculator
 from ase_segnn.engines.native import NativeFunction
-from ase_segnn.neighbors import VerletList
+from ase_segnn.graphs.verlet import VerletGraphs
 
 RUNS = (("acac-pbe-fast", "molecule15"), ("acac-pbe", "molecule15"), ("si-pbe", "si216"))
 
@@ -37,16 +37,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=3, default=[5000, 5000, 500], help="of each run")
     arguments = parser.parse_args()
     spent: Counter[str] = Counter()
-    watch(VerletList, "update_all", spent)
+    watch(VerletGraphs, "graph", spent)
     watch(NativeFunction, "__call__", spent)
-    print("| potential | system | step, µs | neighbor list | C++ | rest, µs |")
+    print("| potential | system | step, µs | graph | C++ | rest, µs |")
     print("|---|---|---|---|---|---|")
     for (potential, system), n_steps in zip(RUNS, arguments.steps, strict=True):
         seconds = run(SYSTEMS[system](), SEGNNCalculator(potential, device="cpu"), n_steps, spent)
         shares = {name: part / (n_steps * seconds) for name, part in spent.items()}
         rest = 1e6 * (seconds - spent.total() / n_steps)
         print(
-            f"| {potential} | {system} | {1e6 * seconds:.0f} | {shares['update_all']:.1%} | {shares['__call__']:.1%} | "
+            f"| {potential} | {system} | {1e6 * seconds:.0f} | {shares['graph']:.1%} | {shares['__call__']:.1%} | "
             f"{rest:.0f} |",
             flush=True,
         )

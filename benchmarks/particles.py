@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/particles.py charged --seeds 0 1 2 --set network.physics=false
 
-runs `training/dynamics/charged.yaml`, with these keys changed, once for each seed, as `ase-segnn train` does, and keeps
-the folders of the runs. The seed is that of weights and batches; trajectories stay the same. A run that is there
+runs `training/particles/charged.yaml`, with these keys changed, once for each seed, as `ase-segnn train` does, and
+keeps the folders of the runs. The seed is that of weights and batches; trajectories stay the same. A run that is there
 already is not repeated but resumed, and says what it found.
 """
 
@@ -16,10 +16,10 @@ import statistics
 from pathlib import Path
 
 from ase_segnn.training import read_recipe_file
-from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
+from ase_segnn.training.particles import ParticleRecipe, run_particles
 from ase_segnn.training.recipe import key_and_value, make_recipe, set_key
 
-FOLDER = Path(__file__).parents[1] / "training" / "dynamics"
+FOLDER = Path(__file__).parents[1] / "training" / "particles"
 LONGEST = 100  # letters of the name of a folder
 COLUMNS = [
     "recipe",
@@ -48,9 +48,9 @@ def main() -> None:
         set_key(raw, *key_and_value(change))
     results = []
     for seed in arguments.seeds:
-        recipe = make_recipe({**raw, "seed": seed}, "the recipe", DynamicsRecipe)
+        recipe = make_recipe({**raw, "seed": seed}, "the recipe", ParticleRecipe)
         folder = arguments.output / folder_name(arguments.recipe, arguments.changes, seed)
-        results.append(run_dynamics(recipe, folder, resume=(folder / "last.ckpt").is_file()))
+        results.append(run_particles(recipe, folder, resume=(folder / "last.ckpt").is_file()))
     errors = [result.errors["test MSE"] for result in results]
     mean_of = {name: statistics.mean(result.errors[name] for result in results) for name in results[0].errors}
     spread = statistics.stdev(errors) if len(errors) > 1 else 0.0

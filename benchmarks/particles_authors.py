@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/particles_authors.py authors
     OMP_NUM_THREADS=1 python benchmarks/particles_authors.py authors --epochs 35
 
-Both have the network of `training/dynamics/charged_paper.yaml` and steps of 100 trajectories of 5 particles with Adam,
+Both have the network of `training/particles/charged_paper.yaml` and steps of 100 trajectories of 5 particles with Adam,
 30 of which are an epoch. The first command takes steps of both in alternation, after warm-up; attributes are part of a
 step on both sides. The second trains the authors' network on the trajectories of the recipe; `metrics.csv` of a run of
 `particles.py` has the same for ours. What the authors' code takes from wandb and torch_scatter is replaced: the former
@@ -29,15 +29,15 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from ase_segnn.training import read_recipe_file
-from ase_segnn.training.dynamics import DynamicsRecipe, ParticleNetwork
-from ase_segnn.training.dynamics.graphs import ParticleGraphs
-from ase_segnn.training.dynamics.module import AT_A_TIME, ParticleLoss
-from ase_segnn.training.dynamics.run import particle_sets
-from ase_segnn.training.optimizers import make_optimizers
+from ase_segnn.training.fit.optimizers import make_optimizers
+from ase_segnn.training.fit.step import CompiledStep
+from ase_segnn.training.particles import ParticleNetwork, ParticleRecipe
+from ase_segnn.training.particles.graphs import ParticleGraphs
+from ase_segnn.training.particles.module import AT_A_TIME, ParticleLoss
+from ase_segnn.training.particles.run import particle_sets
 from ase_segnn.training.recipe import make_recipe
-from ase_segnn.training.step import CompiledStep
 
-RECIPE = Path(__file__).parents[1] / "training" / "dynamics" / "charged_paper.yaml"
+RECIPE = Path(__file__).parents[1] / "training" / "particles" / "charged_paper.yaml"
 BATCH, PARTICLES, STEPS_PER_EPOCH = 100, 5, 30
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="of each in a round")
     arguments = parser.parse_args()
-    recipe = make_recipe(read_recipe_file(RECIPE), "the recipe", DynamicsRecipe)
+    recipe = make_recipe(read_recipe_file(RECIPE), "the recipe", ParticleRecipe)
     torch.manual_seed(0)
     theirs = Theirs(arguments.authors, recipe)
     if arguments.epochs is None:
@@ -58,7 +58,7 @@ def main() -> None:
         train(recipe, theirs, arguments.epochs)
 
 
-def measure(recipe: DynamicsRecipe, theirs: Theirs, rounds: int, n_steps: int) -> None:
+def measure(recipe: ParticleRecipe, theirs: Theirs, rounds: int, n_steps: int) -> None:
     """Print seconds per epoch of both."""
     positions, velocities, targets = torch.randn(3, BATCH, PARTICLES, 3)
     others = torch.tensor([[j for j in range(PARTICLES) if j != i] for i in range(PARTICLES)])
@@ -84,7 +84,7 @@ def measure(recipe: DynamicsRecipe, theirs: Theirs, rounds: int, n_steps: int) -
     print(f"median ratio {statistics.median(ratios):.2f}")
 
 
-def train(recipe: DynamicsRecipe, theirs: Theirs, n_epochs: int) -> None:
+def train(recipe: ParticleRecipe, theirs: Theirs, n_epochs: int) -> None:
     """Print mean squared errors of theirs on training and validation trajectories."""
     sets = particle_sets(recipe.system)
     random = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def seconds(step: Callable[[], Any], n_steps: int) -> float:
     return (time.perf_counter() - started) / n_steps
 
 
-def our_step(recipe: DynamicsRecipe, graphs: ParticleGraphs) -> Callable[[], None]:
+def our_step(recipe: ParticleRecipe, graphs: ParticleGraphs) -> Callable[[], None]:
     """Return a step as the trainer takes it."""
     network = ParticleNetwork(recipe.network)
     print(f"ours: {sum(p.numel() for p in network.parameters())} weights, {network.segnn.irreps_hidden}", flush=True)
@@ -136,7 +136,7 @@ class Theirs:
     recipe : of the network and its training
     """
 
-    def __init__(self, clone: Path, recipe: DynamicsRecipe) -> None:
+    def __init__(self, clone: Path, recipe: ParticleRecipe) -> None:
         from torch_geometric.utils import scatter
 
         for name, contents in {"wandb": {}, "torch_scatter": {"scatter": scatter}}.items():

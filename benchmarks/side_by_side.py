@@ -33,9 +33,9 @@ from ase_segnn import SEGNNCalculator
 from ase_segnn.evaluation import Evaluation, evaluate
 from ase_segnn.training import load_recipe
 from ase_segnn.training.data import TrainingData
-from ase_segnn.training.frames import Frame, read_frames
+from ase_segnn.training.data.frames import Frame, read_frames
+from ase_segnn.training.data.sources import locate
 from ase_segnn.training.recipe import Recipe, parse_duration
-from ase_segnn.training.sources import locate
 
 HERE = Path(__file__).parent
 RECIPES = {"acac": HERE.parent / "potentials" / "acac-pbe-fast.yaml", "si": HERE / "si.yaml"}

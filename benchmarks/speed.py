@@ -31,8 +31,8 @@ import ase.io
 import numpy as np
 from ase import Atoms
 
-from ase_segnn.neighbors import neighbor_list
-from ase_segnn.training.sources import locate
+from ase_segnn.graphs.neighbors import neighbor_list
+from ase_segnn.training.data.sources import locate
 
 WORKER = Path(__file__).with_name("speed_worker.py")
 MOLECULE = Path(__file__).parents[1] / "tests" / "data" / "acetylacetone.xyz"

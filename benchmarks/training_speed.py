@@ -23,11 +23,11 @@ from ase import Atoms
 from ase_segnn import Potential, PotentialConfig
 from ase_segnn.training import load_recipe
 from ase_segnn.training.data import TrainingData
+from ase_segnn.training.data.frames import Frame, read_frames
+from ase_segnn.training.data.sources import locate
 from ase_segnn.training.fit import fit
-from ase_segnn.training.frames import Frame, read_frames
-from ase_segnn.training.potential_module import PotentialModule
+from ase_segnn.training.fit.potential_module import PotentialModule
 from ase_segnn.training.run import settled
-from ase_segnn.training.sources import locate
 
 RECIPE = load_recipe(Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml")
 FRAMES = locate("acac/train_300K.xyz")

@@ -16,9 +16,9 @@ from ase.calculators.lj import LennardJones
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
 from ase_segnn.training import Recipe
-from ase_segnn.training.batches import LabeledGraph
-from ase_segnn.training.frames import Frame
-from ase_segnn.training.store import FrameStore
+from ase_segnn.training.data.batches import LabeledGraph
+from ase_segnn.training.data.frames import Frame
+from ase_segnn.training.data.store import FrameStore
 
 NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="6x0e+3x1o", l_max_attributes=1, n_layers=1, n_radial=4)
 
@@ -96,7 +96,7 @@ def recipe_for(path: Path, **changes: Any) -> Recipe:
         "network": NETWORK.model_dump(),
         "optimization": {
             "epochs": 4,
-            "batch_size": 4,
+            "batch_edges": 50,  # about four clusters
             "muon_learning_rate": 0.02,
             "learning_rate": 0.01,
             "warmup_steps": 2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from systems import CUTOFF, ELEMENTS
 
@@ -21,15 +23,32 @@ def _config(irreps: str, l_max: int, *, zbl: bool) -> PotentialConfig:
     )
 
 
+def _with(config: PotentialConfig, **network: Any) -> PotentialConfig:
+    return config.model_copy(update={"network": config.network.model_copy(update=network)})
+
+
 # "mixed parity" has features of every parity; "with ZBL" has the natural ones only, as potentials usually do.
 CONFIGS = {
     "mixed parity": _config("8x0e+2x0o+4x1o+2x1e+2x2e+2x2o", 2, zbl=False),
     "with ZBL": _config("8x0e+4x1o", 1, zbl=True),
 }
-# With as many channels of each degree, as a native potential needs them.
+# With as many channels of each degree, which need no channels that are zero.
 NATIVE_CONFIGS = {
     "natural parity": _config("16x0e+16x1o", 1, zbl=True),
     "all parities": _config("4x0e+4x0o+4x1o+4x1e+4x2e+4x2o", 2, zbl=False),
+}
+
+_NATURAL = NATIVE_CONFIGS["natural parity"]
+# What programs are made of: all kinds of networks that have one.
+SHAPES = {
+    **CONFIGS,
+    **NATIVE_CONFIGS,
+    "one layer": _with(_NATURAL, n_layers=1),
+    "three layers": _with(_NATURAL, n_layers=3, irreps_hidden="4x0e+4x1o"),
+    "no network of the distance": _with(_NATURAL, radial_hidden=()),
+    "attributes of nodes": _with(_NATURAL, l_max_attributes=2, l_max_node_attributes=1),
+    "scalars alone": _with(_NATURAL, irreps_hidden="6x0e"),
+    "odd first": _with(_NATURAL, irreps_hidden="4x1o+3x0o+5x0e", l_max_attributes=2),
 }
 
 

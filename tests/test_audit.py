@@ -15,7 +15,7 @@ from ase.calculators.emt import EMT
 
 from ase_segnn.labels import LABELS, LabelReport, Remark
 from ase_segnn.training.audit import Audit, Auditor
-from ase_segnn.training.frames import Frame
+from ase_segnn.training.data.frames import Frame
 
 WEIGHTS = {"energy": 10.0, "forces": 1.0, "stress": 1.0}
 CUTOFF = 5.0

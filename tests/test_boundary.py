@@ -17,20 +17,25 @@ from torch._subclasses import FakeTensorMode
 from ase_segnn.engines.boundary import Packed, address, aligned
 from ase_segnn.engines.message_kernels import message_kernels
 from ase_segnn.engines.native import NativePotential
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential
 
 SYSTEMS = systems()
 
 
 @pytest.fixture(scope="module")
-def native() -> NativePotential:
-    return NativePotential(random_potential(NATIVE_CONFIGS["natural parity"]).double().requires_grad_(False).eval())
+def plain() -> Potential:
+    return random_potential(NATIVE_CONFIGS["natural parity"]).double().requires_grad_(False).eval()
+
+
+@pytest.fixture(scope="module")
+def native(plain: Potential) -> NativePotential:
+    return NativePotential(plain)
 
 
 @pytest.fixture
-def graph(native: NativePotential) -> AtomicGraph:
-    return AtomicGraph.from_atoms(SYSTEMS["mixed species"], native._potential.cutoff)
+def graph(plain: Potential) -> AtomicGraph:
+    return AtomicGraph.from_atoms(SYSTEMS["mixed species"], plain.cutoff)
 
 
 def test_an_address_is_that_of_the_first_number() -> None:
@@ -96,24 +101,24 @@ def test_packed_tensors_are_copies() -> None:
     ],
 )
 def test_a_wrong_graph_is_an_error_and_harms_nothing(native: NativePotential, graph: AtomicGraph, change: Any) -> None:
-    expected = native.predict(graph)
+    expected = native.evaluate(graph)
     with pytest.raises(ValueError, match=r"expects|the edges of the graph|an edge of the graph|the atoms of each"):
-        native.predict(change(graph))
-    again = native.predict(graph)
+        native.evaluate(change(graph))
+    again = native.evaluate(graph)
     assert torch.equal(again.forces, expected.forces)
     assert torch.equal(again.energy, expected.energy)
 
 
 @needs_compiler
-def test_numbers_that_change_in_place_are_seen(native: NativePotential, graph: AtomicGraph) -> None:
-    before = native.predict(graph)
+def test_numbers_that_change_in_place_are_seen(plain: Potential, native: NativePotential, graph: AtomicGraph) -> None:
+    before = native.evaluate(graph)
     graph.atomic_numbers[0] = 29 if graph.atomic_numbers[0] != 29 else 1
-    after = native.predict(graph)
+    after = native.evaluate(graph)
     assert not torch.equal(before.atom_energies, after.atom_energies)
-    torch.testing.assert_close(after.energy, native._potential.predict(graph).energy, rtol=0, atol=1e-9)
+    torch.testing.assert_close(after.energy, plain.predict(graph).energy, rtol=0, atol=1e-9)
     graph.atomic_numbers[0] = 2
     with pytest.raises(IndexError, match="an element is none of the potential's, H, C, O, Si, Cu"):
-        native.predict(graph)
+        native.evaluate(graph)
 
 
 @needs_compiler
@@ -123,7 +128,7 @@ def test_any_layout_of_the_graph_will_do(native: NativePotential, graph: AtomicG
 
     other = AtomicGraph(**{name: strided(tensor) for name, tensor in vars(graph).items()})
     assert not other.positions.is_contiguous()
-    assert torch.equal(native.predict(other).forces, native.predict(graph).forces)
+    assert torch.equal(native.evaluate(other).forces, native.evaluate(graph).forces)
 
 
 @needs_compiler
@@ -133,10 +138,10 @@ def test_weights_that_torch_moves_make_no_difference(graph: AtomicGraph, share: 
     """Torch frees the memory of every tensor that it shares, and the next tensors are put there."""
     plain = random_potential(NATIVE_CONFIGS["natural parity"]).to(dtype).requires_grad_(False).eval()
     native = NativePotential(plain)
-    before = native.predict(graph, stress=True)
+    before = native.evaluate(graph, stress=True)
     share(plain)
     kept = [torch.full((n,), torch.nan) for n in (64, 256, 1024, 4096, 16384) for _ in range(50)]
-    after = native.predict(graph, stress=True)
+    after = native.evaluate(graph, stress=True)
     assert len(kept) == 250
     assert next(plain.parameters()).is_shared(), "torch has moved its tensors"
     for name in ("energy", "forces", "stress"):

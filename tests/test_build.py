@@ -21,7 +21,7 @@ from ase_segnn.caches import Cache
 from ase_segnn.engines import build
 from ase_segnn.engines.build import NoCompilerError, load_library
 from ase_segnn.engines.native import NativePotential
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 
 SYSTEMS = systems()
 
@@ -102,10 +102,10 @@ from pathlib import Path
 from ase_segnn.engines import build
 
 compile_it = build._compile
-def spy(source, compiler, folder):
+def spy(*arguments):
     with open(sys.argv[1], "a") as log:
         log.write("compiled ")
-    return compile_it(source, compiler, folder)
+    return compile_it(*arguments)
 build._compile = spy
 sys.stdin.readline()
 print(build.load_library('extern "C" int answer() { return 99; }').answer())
@@ -196,7 +196,7 @@ def test_without_openmp_one_thread_does_all(folder: Path, monkeypatch: pytest.Mo
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        forces = NativePotential(plain).predict(graph).forces
+        forces = NativePotential(plain).evaluate(graph).forces
     finally:
         torch.set_num_threads(threads)
     torch.testing.assert_close(forces, plain.predict(graph).forces, rtol=0, atol=1e-10)
@@ -224,7 +224,7 @@ def test_vectors_of_every_length_give_the_same(
     native = NativePotential(plain)
     for name in ("mixed species", "slab", "water"):
         graph = AtomicGraph.from_atoms(SYSTEMS[name], plain.cutoff)
-        result, expected = native.predict(graph), plain.predict(graph)
+        result, expected = native.evaluate(graph), plain.predict(graph)
         atol = 1e-10 if dtype == torch.float64 else 2e-5 * float(expected.forces.abs().max())
         torch.testing.assert_close(result.forces, expected.forces, rtol=0, atol=atol)
         torch.testing.assert_close(result.energy, expected.energy, rtol=1e-6, atol=1e-10)
@@ -242,4 +242,4 @@ def test_the_calculator_goes_on_where_nothing_can_be_kept(
     calculator = SEGNNCalculator("si-pbe", device="cpu")
     with caplog.at_level(logging.WARNING):
         calculator.get_property("energy", bulk("Si"))
-    assert "many times slower: what is compiled cannot be kept: [Errno 28] No space left on device" in caplog.text
+    assert "many times slower: the compiled library cannot be kept: [Errno 28] No space left on device" in caplog.text

@@ -297,7 +297,7 @@ def test_clearing_takes_everything_that_is_whole() -> None:
     put(cache, "used", 40, 0)
     put(cache, ".0a1b2c3d-left.h5", 5, 2)
     unfinished = put(cache, ".0a1b2c3d-unfinished.h5", 3, 0)
-    assert cache.clear() == (2, 45)
+    assert cache.empty() == (2, 45)
     assert [entry.path for entry in cache.entries()] == [unfinished]
 
 

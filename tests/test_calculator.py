@@ -27,7 +27,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ase_segnn import calculator as calculator_module
 from ase_segnn.calculator import SEGNNCalculator
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.graphs.verlet import VerletGraphs
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.potential_file import PotentialFileError, Provenance, save_potential
@@ -71,7 +72,7 @@ def no_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise AssertionError("a neighbor list was built")
 
-    monkeypatch.setattr(calculator_module.VerletList, "update", forbidden)
+    monkeypatch.setattr(calculator_module.VerletGraphs, "graph", forbidden)
 
 
 def ethanol(seed: int = 0) -> Atoms:
@@ -194,7 +195,7 @@ def test_the_skin_changes_no_result(potential: Potential) -> None:
                 atoms.set_cell(atoms.cell * 1.003, scale_atoms=True)
             np.testing.assert_allclose(atoms.get_forces(), without.get_property("forces", atoms), atol=1e-10)
     assert np.abs(atoms.positions - start).max() > 0.1
-    assert with_skin._verlet_list.builds < without._verlet_list.builds
+    assert with_skin.neighbor_builds < without.neighbor_builds == 30
 
 
 # -- one calculator, many structures ------------------------------------------------------------------------------
@@ -291,10 +292,11 @@ def test_copies_work_on_their_own(
     energy, forces = energy_and_forces(atoms)
     twin = duplicate(calculator)
     assert twin.results.keys() == calculator.results.keys()
-    assert twin._verlet_list is not calculator._verlet_list
     other = ethanol(seed=5)
     other.calc = twin
     assert other.get_potential_energy() != energy
+    assert (calculator.neighbor_builds, twin.neighbor_builds) == (1, 1)
+    assert twin.engine is not calculator.engine
     assert calculator.results["energy"] == energy
     other.positions = atoms.positions
     np.testing.assert_allclose(other.get_forces(), forces, atol=1e-12)
@@ -516,7 +518,7 @@ def test_results_that_are_not_finite_stop_the_run(
 def test_many_structures_equal_single_ones(
     potential: Potential, monkeypatch: pytest.MonkeyPatch, most_edges: int
 ) -> None:
-    monkeypatch.setattr(calculator_module, "_EDGES_TOGETHER", most_edges)
+    monkeypatch.setattr(calculator_module, "EDGES_TOGETHER", most_edges)
     calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
     structures = [*SYSTEMS.values()]
     before = [atoms.copy() for atoms in structures]
@@ -610,11 +612,10 @@ def test_no_tensor_is_left_on_the_cpu(
     It is "meta" that stands for "cuda", since torch without CUDA does not differentiate on the latter.
     """
     monkeypatch.setattr(calculator_module, "checked_device", torch.device)
-    monkeypatch.setattr(calculator_module, "results_of", lambda _, arrays: arrays)  # not yet numbers
-    monkeypatch.setattr(Prediction, "arrays", lambda self: vars(self))  # noqa: PLW0108  # vars is no method
-    calculator = SEGNNCalculator(potential, device="meta", dtype=dtype, skin=0.0)
+    calculator = SEGNNCalculator(potential, device="meta", dtype=dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        results = calculator._evaluate(calculator._graph(copper()), derivatives=derivatives)
+        graph = VerletGraphs(potential.cutoff, 0.0, device="meta").graph(copper())
+        results = vars(calculator.engine.evaluate(graph, forces=derivatives, stress=derivatives))
         with pytest.raises(RuntimeError, match=r"same device|different devices"):
             results["atom_energies"] + torch.ones(4)
     found = {name for name, tensor in results.items() if tensor is not None}
@@ -623,17 +624,16 @@ def test_no_tensor_is_left_on_the_cpu(
         assert tensor is None or tensor.device.type == "meta", name
 
 
-def test_no_pair_of_a_skin_is_left_on_the_cpu(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calculator_module, "checked_device", torch.device)
-    calculator = SEGNNCalculator(potential, device="meta")
+def test_no_pair_of_a_skin_is_left_on_the_cpu() -> None:
+    graphs = VerletGraphs(3.5, 1.0, device="meta")
     atoms = copper()
     with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         for _ in range(2):
-            graph = calculator._graph(atoms)
-            for name, tensor in vars(graph).items():
+            for name, tensor in vars(graphs.graph(atoms)).items():
                 assert tensor.device.type == "meta", name
             atoms.positions[0] += atoms.cell[1]  # its pairs change their shifts
-    assert calculator._verlet_list.builds == 1
+            atoms.numbers[1] = 1
+    assert graphs.builds == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ase_segnn.engines import captured
 from ase_segnn.engines.captured import CapturedPotential
-from ase_segnn.engines.evaluator import Evaluator
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.engines.choice import choose_engine
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
 
 SYSTEMS = systems()
@@ -71,7 +71,7 @@ def test_every_system_has_the_plain_results(potential: Potential) -> None:
         has_volume = bool(atoms.cell.rank == 3)
         expected = potential.predict(graph, stress=has_volume)
         for _ in range(2):  # a replay as well
-            result = recorded.predict(graph)
+            result = recorded.evaluate(graph)
             assert result.stress.isfinite().all() == has_volume
             assert_equal(result if has_volume else replace(result, stress=None), expected, potential.dtype)
 
@@ -85,7 +85,7 @@ def test_along_dynamics_one_recording_serves_all_steps(potential: Potential) -> 
         atoms.rattle(0.03, seed=seed)
         graph = AtomicGraph.from_atoms(atoms, potential.cutoff)
         n_edges.add(graph.n_edges)
-        kept.append((recorded.predict(graph), potential.predict(graph, stress=True)))
+        kept.append((recorded.evaluate(graph), potential.predict(graph, stress=True)))
     assert len(n_edges) > 1
     assert (record.recorded, record.replayed) == (1, 8)
     for result, expected in kept:  # earlier results are not those of the last step
@@ -100,7 +100,7 @@ def test_more_pairs_than_there_is_room_for_are_recorded_anew(potential: Potentia
         scaled = atoms.copy()
         scaled.set_cell(factor * atoms.cell, scale_atoms=True)
         graph = AtomicGraph.from_atoms(scaled, potential.cutoff)
-        assert_equal(recorded.predict(graph), potential.predict(graph, stress=True), potential.dtype)
+        assert_equal(recorded.evaluate(graph), potential.predict(graph, stress=True), potential.dtype)
         assert record.recorded == n_recordings
 
 
@@ -124,19 +124,19 @@ def test_nothing_recorded_waits_for_the_host(name: str) -> None:
 
 
 def test_everything_is_on_the_device(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captured, "_compare", lambda *_: None)
+    monkeypatch.setattr(captured, "compare_with_plain", lambda *_: None)
     graph = graph_of("mixed species", potential)
     with FakeTensorMode(allow_non_fake_inputs=True):
         recorded = CapturedPotential(potential.to("meta"), record=RecordWithoutGpu())
         for _ in range(2):
-            for tensor in vars(recorded.predict(graph.to("meta"))).values():
+            for tensor in vars(recorded.evaluate(graph.to("meta"))).values():
                 assert tensor.device.type == "meta"
 
 
 def test_on_a_gpu_it_is_what_compile_asks_for(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Potential, "device", torch.device("cuda"))
-    forms = {mode: Evaluator(potential, mode, "this potential").form for mode in (True, "auto", False)}
-    assert forms == {True: CapturedPotential, "auto": Potential, False: Potential}
+    names = {mode: choose_engine(potential, mode, "this potential").name for mode in (True, "auto", False)}
+    assert names == {True: "CUDA graph", "auto": "plain torch", False: "plain torch"}
 
 
 def test_wrong_results_are_found_at_first_use(potential: Potential) -> None:
@@ -148,10 +148,10 @@ def test_wrong_results_are_found_at_first_use(potential: Potential) -> None:
     recorded = CapturedPotential(potential, record=record)
     for _ in range(2):  # and at every other
         with pytest.raises(RuntimeError, match="recorded forces differ from the plain ones"):
-            recorded.predict(graph_of("mixed species", potential))
+            recorded.evaluate(graph_of("mixed species", potential))
 
 
 def test_batches_are_refused(potential: Potential) -> None:
     two = AtomicGraph.batch([graph_of("water", potential)] * 2)
     with pytest.raises(ValueError, match="one structure at a time, got 2"):
-        CapturedPotential(potential, record=RecordWithoutGpu()).predict(two)
+        CapturedPotential(potential, record=RecordWithoutGpu()).evaluate(two)

@@ -391,7 +391,7 @@ def test_train_makes_a_potential_that_evaluate_agrees_with(folder: Path) -> None
     (folder / "my.yaml").write_text(
         "name: my\ndata: {train: frames.xyz, validation: 2, test: {all: frames.xyz}}\n"
         "network: {irreps_hidden: 4x0e+2x1o, l_max_attributes: 1, n_layers: 1}\n"
-        "optimization: {epochs: 2, batch_size: 2}\ndevice: cpu\n"
+        "optimization: {epochs: 2, batch_edges: 12}\ndevice: cpu\n"
     )
     text = run("train", "my.yaml")
     assert "potential: my/my.safetensors" in text

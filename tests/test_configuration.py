@@ -11,7 +11,7 @@ import pytest
 
 from ase_segnn import NetworkConfig, PotentialConfig, Provenance
 from ase_segnn.configuration import checked
-from ase_segnn.training.frames import LabelKeys
+from ase_segnn.training.data.frames import LabelKeys
 from ase_segnn.training.recipe import DataSection, OptimizationSection, Recipe
 
 REFUSED: list[tuple[Callable[[], object], str]] = [

@@ -21,21 +21,13 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, recipe_for, store_of, write_frames
 
 from ase_segnn.caches import MOST_BYTES, Cache
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.zbl import ZBLRepulsion
-from ase_segnn.training import sources
-from ase_segnn.training.data import (
-    HELD_OUT,
-    Subset,
-    TrainingData,
-    isolated_atom_energies,
-    least_squares_energies,
-    split,
-)
-from ase_segnn.training.frames import Frame
+from ase_segnn.training.data import Frame, FrameStore, Subset, TrainingData, least_squares_energies, sources
+from ase_segnn.training.data.reference_energies import isolated_atom_energies
+from ase_segnn.training.data.sources import DataFile, locate_all
+from ase_segnn.training.data.training_data import HELD_OUT, split
 from ase_segnn.training.recipe import Recipe
-from ase_segnn.training.sources import DataFile, locate_all
-from ase_segnn.training.store import FrameStore
 
 
 @pytest.fixture
@@ -308,7 +300,7 @@ def test_files_are_looked_for_in_the_folder_first(tmp_path: Path, monkeypatch: p
     assert sources.locate("own.xyz", tmp_path) == tmp_path / "own.xyz"
     with pytest.raises(FileNotFoundError, match=r"no data file 'other.xyz'.*'folder'"):
         sources.locate("other.xyz", tmp_path)
-    monkeypatch.setattr(sources, "__file__", str(tmp_path / "project" / "training" / "sources.py"))
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "project" / "training" / "data" / "sources.py"))
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded from https://.*no network"):
         sources.locate(name, tmp_path)
     assert asked == [sources.PUBLIC_FILES[name][0]]
@@ -375,9 +367,9 @@ WRITE_UNTIL_THE_DISK_IS_FULL = """
 import resource, sys
 from pathlib import Path
 from labeled import labeled_crystals
-from ase_segnn.training.frames import Frame
-from ase_segnn.training.sources import DataFile, locate_all
-from ase_segnn.training.store import FrameStore
+from ase_segnn.training.data.frames import Frame
+from ase_segnn.training.data.sources import DataFile, locate_all
+from ase_segnn.training.data.store import FrameStore
 
 frames = [Frame.from_atoms(atoms, "a") for atoms in labeled_crystals(8)]
 for most in range(0, 60000, 997):
@@ -410,7 +402,7 @@ def test_an_error_of_the_cache_says_what_to_set(
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("ase_segnn.training.store._write", fail)
+    monkeypatch.setattr("ase_segnn.training.data.store._write", fail)
     with pytest.raises(OSError, match=rf"{os.strerror(number)}.*set data.cache to another folder") as caught:
         read(recipe_for(frames_file))
     assert caught.value.errno == number
@@ -425,7 +417,7 @@ def test_an_error_of_reading_frames_is_not_one_of_the_cache(frames_file: Path, m
     def fail(*_: object) -> None:
         raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer", "far/frames.xyz")
 
-    monkeypatch.setattr("ase_segnn.training.store.neighbor_list", fail)
+    monkeypatch.setattr("ase_segnn.training.data.store.neighbor_list", fail)
     with pytest.raises(ConnectionResetError, match=r"^\[Errno \d+\] Connection reset by peer: 'far/frames.xyz'$"):
         read(recipe_for(frames_file))
 

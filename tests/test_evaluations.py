@@ -18,8 +18,8 @@ from ase.optimize import BFGS, FIRE
 from compiler import needs_compiler
 
 from ase_segnn import SEGNNCalculator
-from ase_segnn.engines.evaluator import Evaluator
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.model.potential import Prediction
 
 STEP = units.fs
 BARE = {"temperature_K": 300, "pressure_au": 0.0}
@@ -40,16 +40,16 @@ RUNS: dict[str, tuple[Callable[[Atoms], Any], int]] = {
 @pytest.mark.parametrize("name", RUNS)
 def test_one_evaluation_gives_everything(name: str, compile_it: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[bytes] = []
-    evaluate = Evaluator.evaluate
-
-    def spy(self: Evaluator, graph: AtomicGraph, *, derivatives: bool) -> dict[str, Any]:
-        evaluated.append(graph.positions.numpy().tobytes() + graph.cell.numpy().tobytes())
-        return evaluate(self, graph, derivatives=derivatives)
-
-    monkeypatch.setattr(Evaluator, "evaluate", spy)
     atoms = bulk("Si", cubic=True)
     atoms.rattle(0.05, seed=1)
     atoms.calc = SEGNNCalculator("si-pbe", device="cpu", compile=compile_it)
+    evaluate = atoms.calc.engine.evaluate
+
+    def spy(graph: AtomicGraph, **wanted: bool) -> Prediction:
+        evaluated.append(graph.positions.numpy().tobytes() + graph.cell.numpy().tobytes())
+        return evaluate(graph, **wanted)
+
+    monkeypatch.setattr(atoms.calc.engine, "evaluate", spy)
     atoms.set_momenta(np.random.default_rng(0).normal(0, 1, (8, 3)))
     make, per_step = RUNS[name]
     run = make(atoms)

@@ -17,12 +17,12 @@ from systems import systems
 
 from ase_segnn import load_potential
 from ase_segnn.engines.native import NativePotential
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.potential_file import Provenance, save_potential
 from ase_segnn.potentials import path_of
-from ase_segnn.training.finetuning import adapt_energies, freeze, start_from
+from ase_segnn.training.fit.finetuning import adapt_energies, freeze, start_from
 
 SYSTEMS = systems()
 MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"
@@ -129,7 +129,7 @@ def test_native_form_of_an_extended_potential() -> None:
     extended = start_from(potential_of(NATIVE_CONFIGS["natural parity"]), ["N"], {"N": -5.5}).requires_grad_(False)
     native = NativePotential(extended)
     for atoms in (SYSTEMS["mixed species"], with_nitrogen(SYSTEMS["mixed species"])):
-        result = native.predict(AtomicGraph.from_atoms(atoms, extended.cutoff))
+        result = native.evaluate(AtomicGraph.from_atoms(atoms, extended.cutoff))
         assert_same(result, predict(extended, atoms))
 
 

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from labeled import labeled_clusters, labeled_crystals
 
-from ase_segnn.training.frames import Frame, LabelKeys, read_frames
+from ase_segnn.training.data.frames import Frame, LabelKeys, read_frames
 
 
 @pytest.mark.parametrize("suffix", ["xyz", "traj", "db"])

@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.neighborlist import primitive_neighbor_list
 from systems import CUTOFF, systems
 
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 
 SYSTEMS = systems()
 PERIODIC_SYSTEMS = [name for name, atoms in SYSTEMS.items() if atoms.cell.rank == 3 and atoms.pbc.all()]

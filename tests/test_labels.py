@@ -20,8 +20,8 @@ from ase_segnn.labels.names import looks_like_label, spelling, weighted_labels
 from ase_segnn.structures import read_named, read_structures
 from ase_segnn.training.api import train
 from ase_segnn.training.data import TrainingData
-from ase_segnn.training.frames import Frame, FrameFiles
-from ase_segnn.training.sources import DataFile
+from ase_segnn.training.data.frames import Frame, FrameFiles
+from ase_segnn.training.data.sources import DataFile
 
 N = 6
 

@@ -26,15 +26,14 @@ LAYERS = [
         "configuration",
         "constraints",
         "files",
-        "kept_atoms",
         "labels",
-        "neighbors",
-        "pair_search",
+        "quantities",
         "structures",
     },
-    {"graph"},
+    {"graphs"},
     {"model"},
-    {"engines", "potential_file", "potentials", "results", "uncertainty"},
+    {"codegen"},
+    {"engines", "kept_atoms", "potential_file", "potentials", "results", "uncertainty"},
     {"calculator"},
     {"evaluation", "glyphs", "plots", "selection"},
     {"cli", "training"},
@@ -83,7 +82,7 @@ def part(name: str) -> str | None:
 
 
 def test_the_sources_were_found():
-    assert {"ase_segnn", "ase_segnn.graph", "ase_segnn.model.segnn", "ase_segnn.training"} <= set(SOURCES)
+    assert {"ase_segnn", "ase_segnn.graphs.atomic_graph", "ase_segnn.model.segnn", "ase_segnn.training"} <= set(SOURCES)
     assert "ase_segnn.model.segnn.SEGNN" in imported_names("ase_segnn.model.potential")
 
 
@@ -106,6 +105,20 @@ def test_training_is_imported_by_one_command_only(module):
     if part(module) == "cli":
         found &= imported_names(module, top_level_only=True)
     assert not found, f"{module} must work without the extra 'train'"
+
+
+def test_one_module_knows_the_particle_systems_beside_potentials():
+    """The command that trains is the one place of dispatch; potentials are trained without any code for particles."""
+    particles = "ase_segnn.training.particles"
+    others = [module for module in SOURCES if not module.startswith(particles)]
+    knowing = [module for module in others if any(name.startswith(particles) for name in imported_names(module))]
+    assert knowing == ["ase_segnn.cli.train"]
+    code = (
+        "import sys, ase_segnn.training, ase_segnn.cli; "
+        "print(*[name for name in sys.modules if name.startswith('ase_segnn.training.particles')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "\n"
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))

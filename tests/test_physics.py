@@ -17,7 +17,7 @@ from random_potentials import CONFIGS, random_potential
 from systems import TOLERANCES, systems
 from torch import Tensor
 
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.potential_file import load_potential, read_header
 from ase_segnn.potentials import shipped_potentials

@@ -12,7 +12,7 @@ from ase import Atoms
 from random_potentials import CONFIGS, random_potential
 from systems import systems
 
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
 

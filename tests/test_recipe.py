@@ -12,7 +12,7 @@ from labeled import recipe_for
 
 from ase_segnn.training import load_recipe
 from ase_segnn.training.fit import check_machine
-from ase_segnn.training.recipe import Recipe, key_and_value, make_recipe, parse_duration
+from ase_segnn.training.recipe import OptimizationSection, Recipe, key_and_value, make_recipe, parse_duration
 from ase_segnn.training.yaml12 import dump_yaml, load_yaml
 
 
@@ -41,11 +41,6 @@ def test_recipe_is_read_from_yaml(tmp_path: Path) -> None:
         ("name: x\ndata: {train: a.xyz}\nnetwork: {irreps_hidden: 8y0e}", "is not a list of irreps"),
         ("name: x\ndata: {train: a.xyz}\nnetwork: {irreps_hidden: 8x1o}", "no even scalars"),
         ("name: x\ndata: {train: a.xyz}\noptimization: {max_time: 2 hours}", "'2 hours' is no duration"),
-        ("name: x\ndata: {train: a.xyz}\noptimization: {batch_size: 2, batch_edges: 9}", "give one of them"),
-        (
-            "name: x\ndata: {train: a.xyz}\noptimization: {energy_weight: 0, energy_weight_end: 1}",
-            "energy_weight_end needs energy_weight, and not 0",
-        ),
         ("name: x\ndata: {train: a.xyz}\nfrozen: [embedding]", "there is no base"),
         ("name: x\ndata: {train: a.xyz}\nbase: b\nnetwork: {cutoff: 3}", "a base brings its own network"),
         ("name: x\ndata: {train: a.xyz}\nbase: b\ncommittee: 2", "set bootstrap: true"),
@@ -151,6 +146,36 @@ def test_errors_in_recipes_are_one_line_without_names_of_types(tmp_path: Path, t
     error = str(caught.value)
     assert "\n" not in error
     assert not re.search(r"function-|constrained-|Section|NetworkConfig|pydantic", error)
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        ("batch_size: 5", "no key any more; write batch_edges, about the number of edges per step; 1 takes one frame"),
+        ("batch_size: null", "no key any more; write batch_edges"),
+        ("patience: 3", "no key any more; schedule: plateau always waits for 10 validations without improvement"),
+        ("energy_weight_end: 10", "no key any more; write start and end as two numbers, such as energy_weight: [0.1"),
+        ("forces_weight_end: 10", "no key any more; write start and end as two numbers, such as forces_weight: [0.1"),
+        ("stress_weight_end: 10", "no key any more; write start and end as two numbers, such as stress_weight: [0.1"),
+    ],
+)
+def test_keys_of_earlier_versions_are_refused_with_what_to_write_now(removed: str, message: str) -> None:
+    [(key, value)] = load_yaml(removed).items()
+    raw = {"name": "x", "data": {"train": "a.xyz"}}
+    with pytest.raises(ValueError, match=re.escape(f"this: optimization.{key}: {message}")):
+        make_recipe({**raw, "optimization": {key: value}}, "this", Recipe)
+    with pytest.raises(ValueError, match=re.escape(f"this: {key}: {message}")):
+        make_recipe({**raw, key: value}, "this", Recipe)  # in the wrong place, too
+
+
+def test_weights_lead_from_start_to_end() -> None:
+    section = OptimizationSection(energy_weight=[0.1, 10.0], forces_weight=2)
+    assert section.weights() == {"energy": 0.1, "forces": 2.0, "stress": 0.0}
+    assert section.weights(0.5) == pytest.approx({"energy": 1.0, "forces": 2.0, "stress": 0.0})
+    assert section.weights(1.0) == pytest.approx({"energy": 10.0, "forces": 2.0, "stress": 0.0})
+    for wrong in ([0.0, 1.0], [1.0], [1.0, 2.0, 3.0], -1.0, "much", [1.0, float("inf")]):
+        with pytest.raises(ValueError, match=r"energy_weight: should be a number, or two, at the start and at the end"):
+            OptimizationSection(energy_weight=wrong)
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:

@@ -23,9 +23,9 @@ from scipy.stats import spearmanr
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
-from ase_segnn.graph import AtomicGraph
-from ase_segnn.training.frames import Frame
-from ase_segnn.training.report import examine, write_report
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.training.data.frames import Frame
+from ase_segnn.training.report import evaluate_sets, write_report
 from ase_segnn.training.report.checks import (
     Survey,
     check_accuracy,
@@ -356,7 +356,7 @@ def write(path: Path, calculator: Calculator, sets: dict[str, list[Frame]], **ch
         for epoch in range(5)
     ]
     options: dict[str, Any] = {"title": "A <tiny> potential", "steps": 12, "seconds": 10.0, **changes}
-    return write_report(path, calculator, examine(calculator, sets), history, **options)
+    return write_report(path, calculator, evaluate_sets(calculator, sets), history, **options)
 
 
 def test_page_holds_everything(tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_page_of_a_potential_that_is_no_committee(tmp_path: Path) -> None:
     assert "Energy and volume" not in text
     assert verdicts[-1].outcome == "not applicable"
     own = evaluate_forces(frames)
-    assert f"force components by {own:.0f} meV/Å" in text or f"force components by {own:.3g} meV/Å" in text
+    assert f"force components {own:.0f} meV/Å" in text or f"force components {own:.3g} meV/Å" in text
 
 
 def evaluate_forces(frames: list[Frame]) -> float:

@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 from random_potentials import CONFIGS, random_potential
 
 from ase_segnn import AtomicGraph, Committee, NetworkConfig, Potential, PotentialConfig, SEGNNCalculator
-from ase_segnn.neighbors import neighbor_list
+from ase_segnn.graphs.neighbors import neighbor_list
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ase_segnn import Committee, SEGNNCalculator, save_potential, select_frames
 from ase_segnn.cli import app
 from ase_segnn.potential_file import Provenance
-from ase_segnn.training.frames import Frame
+from ase_segnn.training.data.frames import Frame
 
 MEMBERS = [random_potential(CONFIGS["with ZBL"], seed=seed).double() for seed in range(3)]
 
@@ -35,7 +35,7 @@ def deviations(calculator: SEGNNCalculator, frames: list[Atoms]) -> np.ndarray:
     return np.array([calculator.get_property("forces_std", frame).max() for frame in frames])
 
 
-def test_frames_that_differ_are_picked_by_their_deviation(calculator: SEGNNCalculator) -> None:
+def test_frames_that_differ_are_selected_by_their_deviation(calculator: SEGNNCalculator) -> None:
     frames = [molecule(name) for name in ("H2O", "CH4", "CO2", "H2", "CH3OH", "C2H6")]
     expected = deviations(calculator, frames)
     calls: list[int] = []
@@ -46,7 +46,7 @@ def test_frames_that_differ_are_picked_by_their_deviation(calculator: SEGNNCalcu
     assert (selection.n_beyond, selection.n_similar) == (0, 0)
 
 
-def test_near_duplicates_are_picked_once(calculator: SEGNNCalculator) -> None:
+def test_near_duplicates_are_selected_once(calculator: SEGNNCalculator) -> None:
     """The same frame again, however turned and in whatever order, and one a hair's breadth away."""
     different = [ethanol(0.1, seed) for seed in range(5)]
     worst = different[int(deviations(calculator, different).argmax())]
@@ -64,7 +64,7 @@ def test_near_duplicates_are_picked_once(calculator: SEGNNCalculator) -> None:
 
 
 def test_likeness_outweighs_a_larger_deviation(calculator: SEGNNCalculator) -> None:
-    """Of frames close to the first one picked none comes second, as by the formula."""
+    """Of frames close to the first one selected none comes second, as by the formula."""
     different = [ethanol(0.1, seed) for seed in range(5)]
     worst = different[int(deviations(calculator, different).argmax())]
     frames = [*different, *(worst.copy() for _ in range(3))]
@@ -99,7 +99,7 @@ def test_frames_beyond_the_limit_are_left_out(calculator: SEGNNCalculator) -> No
 
 def test_wrong_arguments_are_refused(calculator: SEGNNCalculator) -> None:
     frames = [molecule("H2O")]
-    with pytest.raises(ValueError, match="at least 1 frame is selected, got n=0"):
+    with pytest.raises(ValueError, match="at least 1 frame is selected, got number=0"):
         select_frames(calculator, frames, 0)
     with pytest.raises(ValueError, match="positive, got -1"):
         select_frames(calculator, frames, 1, max_deviation=-1)
@@ -135,7 +135,7 @@ def run(*arguments: str, code: int = 0) -> str:
 def test_select_writes_frames_with_their_deviations(folder: Path) -> None:
     text = run("select", "com.safetensors", "md.traj", "-n", "3", "--dtype", "float64")
     rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in text.splitlines() if "│" in line}
-    assert [int(rows[name][0]) for name in ("looked at", "picked")] == [8, 3]
+    assert [int(rows[name][0]) for name in ("all", "selected")] == [8, 3]
     assert "selected frames: selected.xyz" in text
     source, calculator = ase.io.read("md.traj", ":"), SEGNNCalculator("com.safetensors", dtype="float64", device="cpu")
     selected = ase.io.read("selected.xyz", ":")
@@ -149,7 +149,7 @@ def test_select_writes_frames_with_their_deviations(folder: Path) -> None:
         assert frame.info["energy_std"] == pytest.approx(calculator.get_property("energy_std", original), abs=1e-7)
         assert frame.calc is None, "what a committee predicts is no label"
     largest = max(frame.info["max_forces_std"] for frame in selected)
-    assert rows["looked at"][3].strip() == f"{largest:.3g}"
+    assert rows["all"][3].strip() == f"{largest:.3g}"
     before = Path("selected.xyz").read_bytes()
     assert "'selected.xyz' exists already" in run("select", "com.safetensors", "md.traj", code=2)
     assert "single potential" in run("select", "one.safetensors", "md.traj", "--output", "no.xyz", code=2)
@@ -166,11 +166,11 @@ def test_labels_are_not_left_in_what_is_to_be_labeled(calculator: SEGNNCalculato
         atoms.info |= {"REF_energy": 1.0, "mace_energy": 2.0, "virial": np.eye(3), "config_energy_weight": 0.0}
         atoms.info |= {"config_type": "hot", "Energy": 1.0}
         atoms.arrays["forces"] = atoms.arrays["dft_force"] = np.zeros((len(atoms), 3))
-    picked = select_frames(calculator, frames, 2).frames
-    for atoms in picked:
+    selected = select_frames(calculator, frames, 2).frames
+    for atoms in selected:
         assert set(atoms.info) == {"config_type", "source", "source_index", "energy_std", "max_forces_std"}
         assert set(atoms.arrays) == {"numbers", "positions", "forces_std"}
-        assert Frame.from_atoms(atoms, "picked").labels == ()
+        assert Frame.from_atoms(atoms, "selected").labels == ()
     assert "REF_energy" in frames[0].info
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from ase_segnn.training.dynamics import (
+from ase_segnn.training.particles import (
     INPUT_FRAME,
     TARGET_FRAME,
     ChargedSystem,
@@ -22,8 +22,8 @@ from ase_segnn.training.dynamics import (
     gravity_dataset,
     nearest_neighbor_edges,
 )
-from ase_segnn.training.dynamics.datasets import load, save
-from ase_segnn.training.dynamics.simulators import (
+from ase_segnn.training.particles.datasets import load, save
+from ase_segnn.training.particles.simulators import (
     ChargedTrajectories,
     GravityTrajectories,
     Trajectories,

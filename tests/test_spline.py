@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ase_segnn.codegen.spline import BASIS, spline_coefficients
 from ase_segnn.model.radial import bessel_basis
-from ase_segnn.model.spline import BASIS, spline_coefficients
 
 LENGTH = 5.0
 

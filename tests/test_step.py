@@ -14,10 +14,10 @@ from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, tiny
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.model.steerable import SteerableLinear
-from ase_segnn.training.batches import BatchLimits, LabeledGraph, divide, padded_batch
-from ase_segnn.training.optimizers import Muon, make_optimizers
+from ase_segnn.training.data.batches import BatchLimits, LabeledGraph, divide, padded_batch
+from ase_segnn.training.fit.optimizers import Muon, make_optimizers
+from ase_segnn.training.fit.step import CompiledStep, PotentialLoss, gradients
 from ase_segnn.training.recipe import OptimizationSection
-from ase_segnn.training.step import CompiledStep, PotentialLoss, gradients
 
 COEFFICIENTS = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
 
@@ -41,9 +41,9 @@ def test_batches_keep_to_their_limits() -> None:
     n_edges = n_atoms * random.integers(0, 30, 200)
     order = random.permutation(150)
     for limits in (
-        BatchLimits.of(n_atoms, n_edges, batch_size=4),
-        BatchLimits.of(n_atoms, n_edges, batch_edges=800),
-        BatchLimits.of(n_atoms, n_edges, batch_edges=5),  # less than many frames have
+        BatchLimits.of(n_atoms, n_edges, 1),
+        BatchLimits.of(n_atoms, n_edges, 800),
+        BatchLimits.of(n_atoms, n_edges, 5),  # less than many frames have
     ):
         batches = divide(order, n_atoms, n_edges, limits)
         assert np.concatenate(batches).tolist() == order.tolist()
@@ -52,8 +52,48 @@ def test_batches_keep_to_their_limits() -> None:
             assert n_atoms[batch].sum() <= limits.atoms
             assert n_edges[batch].sum() <= limits.edges
     assert all(len(batch) == 4 for batch in divide(order[:100], n_atoms, n_edges, BatchLimits(4, 10**6, 10**6)))
-    large = divide(order, n_atoms, n_edges, BatchLimits.of(n_atoms, n_edges, batch_edges=2000))
+    large = divide(order, n_atoms, n_edges, BatchLimits.of(n_atoms, n_edges, 2000))
     assert 150 * n_edges.mean() / 2000 < len(large) < 1.5 * 150 * n_edges.mean() / 2000
+
+
+def test_one_edge_per_step_is_one_frame_per_step() -> None:
+    n_atoms = np.array([12, 16, 63, 64, 96, 20, 24])
+    n_edges = 19 * n_atoms
+    limits = BatchLimits.of(n_atoms, n_edges, 1)
+    assert limits == BatchLimits(structures=1, atoms=96, edges=19 * 96)
+    assert divide(range(7), n_atoms, n_edges, limits) == [[index] for index in range(7)]
+
+
+def test_edges_of_five_molecules_are_five_molecules_per_step() -> None:
+    """`acac-pbe` was trained on five frames per step; its frames have 174 to 192 edges."""
+    n_edges = np.random.default_rng(0).integers(174, 193, 450)
+    n_atoms = np.full(450, 15)
+    edges = OptimizationSection().batch_edges
+    limits = BatchLimits.of(n_atoms, n_edges, edges)
+    assert limits == BatchLimits(structures=5, atoms=5 * 15, edges=5 * 192)
+    assert {len(batch) for batch in divide(range(450), n_atoms, n_edges, limits)} == {5}
+
+
+@pytest.mark.parametrize("batch_edges", [1, 30, 200, 1000, 100000])
+@pytest.mark.parametrize("seed", range(4))
+def test_limits_are_no_larger_than_batches_can_be(batch_edges: int, seed: int) -> None:
+    """Padded batches waste nothing that could be known, and the batches stay those of the plain rule."""
+    random = np.random.default_rng(seed)
+    n_atoms = random.integers(1, 2 + 20 * seed, 60)
+    n_edges = n_atoms * random.integers(0, 30, 60)
+    limits = BatchLimits.of(n_atoms, n_edges, batch_edges)
+    typical = batch_edges / n_edges.mean()
+    plain = BatchLimits(
+        structures=int(np.ceil(2 * typical)),
+        atoms=max(n_atoms.max(), int(np.ceil(1.5 * typical * n_atoms.mean()))),
+        edges=max(n_edges.max(), batch_edges),
+    )
+    assert limits.structures <= min(plain.structures, 60)
+    assert limits.atoms <= min(plain.atoms, n_atoms.sum())
+    assert limits.edges <= min(plain.edges, n_edges.sum())
+    for _ in range(5):
+        order = random.permutation(60)
+        assert divide(order, n_atoms, n_edges, limits) == divide(order, n_atoms, n_edges, plain)
 
 
 @pytest.mark.parametrize("n_parts", [0, 2, 3])
@@ -61,7 +101,7 @@ def test_batches_keep_to_their_limits() -> None:
 def test_padding_changes_nothing(kind: str, n_parts: int, request: pytest.FixtureRequest) -> None:
     graphs: list[LabeledGraph] = request.getfixturevalue(kind)
     sizes = np.array([[graph.graph.n_atoms, graph.graph.n_edges] for graph in graphs])
-    limits = BatchLimits.of(sizes[:, 0], sizes[:, 1], batch_size=3)
+    limits = BatchLimits(3, *(3 * sizes.max(0)).tolist())
     loss = PotentialLoss(tiny_potential(), stress=kind == "crystals")
     padded = padded_batch(limits, NETWORK.cutoff, 10)(graphs[:n_parts])
     full = padded_batch(limits, NETWORK.cutoff, 10)(graphs[-3:])

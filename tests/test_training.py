@@ -28,11 +28,12 @@ from ase_segnn.engines.build import NoCompilerError
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import read_header
-from ase_segnn.training import load_recipe, run_recipe, sources, train
-from ase_segnn.training.batches import LabeledGraph
+from ase_segnn.training import load_recipe, run_recipe, train
+from ase_segnn.training.data import sources
+from ase_segnn.training.data.batches import LabeledGraph
+from ase_segnn.training.data.frames import read_frames
 from ase_segnn.training.fit import CHECKPOINT
-from ase_segnn.training.frames import read_frames
-from ase_segnn.training.module import TrainingModule
+from ase_segnn.training.fit.module import TrainingModule
 from ase_segnn.training.recipe import Recipe, make_recipe
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -128,11 +129,11 @@ def test_options_change_the_result(tmp_path: Path, frames_file: Path) -> None:
         {"gradient_clip": 1e-3},
         {"energy_weight": 0.0},
         {"energy_weight": 1.0},
-        {"energy_weight": 1.0, "energy_weight_end": 100.0},
+        {"energy_weight": (1.0, 100.0)},
         {"forces_weight": 0.0},
-        {"forces_weight_end": 0.1},
-        {"batch_size": 3},
-        {"batch_size": None, "batch_edges": 20},
+        {"forces_weight": (1.0, 0.1)},
+        {"batch_edges": 1},
+        {"batch_edges": 20},
         {"schedule": "constant"},
         {"loss": "l1"},
         {"loss": "huber"},
@@ -151,6 +152,7 @@ def test_stresses_are_learned_unless_that_is_not_wanted(tmp_path: Path) -> None:
     results = {}
     for weight in (0.0, 1.0):
         changes = {"epochs": 30, "stress_weight": weight, "energy_weight": 0.0, "forces_weight": 0.01}
+        changes["batch_edges"] = 430  # about four crystals
         results[weight] = run_recipe(recipe_for(path, optimization=changes), tmp_path / str(weight))
     errors = {weight: result.errors["all"]["stress_RMSE_meV_per_A3"] for weight, result in results.items()}
     assert errors[1.0] < 0.5 * errors[0.0]
@@ -159,7 +161,7 @@ def test_stresses_are_learned_unless_that_is_not_wanted(tmp_path: Path) -> None:
     assert "validation_stress_RMSE_meV_per_A3" in curve_of(tmp_path / "1.0")[0]
     run_recipe(recipe_for(path, optimization={"epochs": 1}), tmp_path / "open")
     settled = load_recipe(tmp_path / "open" / "recipe.yaml").optimization
-    assert (settled.stress_weight, settled.energy_weight, settled.energy_weight_end) == (0.01, 0.1, 10.0)
+    assert (settled.stress_weight, settled.energy_weight) == (0.01, (0.1, 10.0))
 
 
 def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Path) -> None:
@@ -195,13 +197,13 @@ def test_a_run_ends_in_time_and_its_learning_rate_with_it(tmp_path: Path, frames
 
 def test_plateau_and_early_stopping(tmp_path: Path, frames_file: Path) -> None:
     # with learning rates that change nothing, no validation after the first is better by more than rounding
-    still = {"muon_learning_rate": 1e-30, "learning_rate": 1e-30, "schedule": "plateau", "patience": 2, "epochs": 50}
-    run_recipe(short(frames_file, **still, early_stopping=7), tmp_path / "run")
+    still = {"muon_learning_rate": 1e-30, "learning_rate": 1e-30, "schedule": "plateau", "epochs": 50}
+    run_recipe(short(frames_file, **still, early_stopping=22), tmp_path / "run")
     rates = [float(row["learning_rate"]) for row in curve_of(tmp_path / "run")]
-    assert len(rates) == 8
-    assert rates[2] == pytest.approx(1e-30)
-    assert rates[3] == pytest.approx(0.5e-30)
-    assert rates[7] == pytest.approx(0.125e-30)
+    assert len(rates) == 23
+    assert rates[10] == pytest.approx(1e-30)
+    assert rates[11] == pytest.approx(0.5e-30)
+    assert rates[22] == pytest.approx(0.25e-30)
 
 
 # ---- interruptions
@@ -336,11 +338,33 @@ def test_a_run_resumes_only_what_it_was(tmp_path: Path, frames_file: Path) -> No
     run_recipe(recipe, tmp_path / "run")
     before = (tmp_path / "run" / "tiny.safetensors").read_bytes()
     with pytest.raises(ValueError, match="is of another run, with other settings; resume with what it began with"):
-        run_recipe(short(frames_file, batch_size=2), tmp_path / "run", resume=True)
+        run_recipe(short(frames_file, batch_edges=20), tmp_path / "run", resume=True)
     write_frames(frames_file, labeled_clusters(14))
     with pytest.raises(ValueError, match="with other frames and elements, energies or network"):
         run_recipe(recipe, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "tiny.safetensors").read_bytes() == before
+
+
+def test_a_run_of_a_version_with_other_keys_is_not_resumed(tmp_path: Path, frames_file: Path) -> None:
+    recipe = short(frames_file, epochs=1)
+    run_recipe(recipe, tmp_path / "run")
+    path = tmp_path / "run" / CHECKPOINT
+    checkpoint = torch.load(path, weights_only=True)
+    optimization = checkpoint["run"]["identity"]["settings"]["optimization"]
+    optimization |= {"batch_size": None, "patience": 10}
+    torch.save(checkpoint, path)
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            f"'{path}' is of another version of ase-segnn, whose recipes differ in optimization.batch_size, "
+            "optimization.patience; resume the run with that version, or start anew with --force"
+        ),
+    ):
+        run_recipe(recipe, tmp_path / "run", resume=True)
+    del checkpoint["run"]["identity"]
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="is of another version of ase-segnn; resume the run with that version"):
+        run_recipe(recipe, tmp_path / "run", resume=True)
 
 
 def test_the_potential_is_kept_whatever_happens_to_its_evaluation(
@@ -349,7 +373,7 @@ def test_the_potential_is_kept_whatever_happens_to_its_evaluation(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ase_segnn.training.run.examine", fail)
+    monkeypatch.setattr("ase_segnn.training.run.evaluate_sets", fail)
     with pytest.raises(MemoryError):
         run_recipe(short(frames_file, epochs=1), tmp_path / "run")
     assert load_potential(tmp_path / "run" / "tiny.safetensors").elements == ("Ne", "Ar")
@@ -392,8 +416,12 @@ def test_bad_data_leave_no_folder(tmp_path: Path, frames_file: Path) -> None:
 def test_two_processes_equal_one_with_the_doubled_batch(
     tmp_path: Path, frames_file: Path, changes: dict[str, Any]
 ) -> None:
-    one = run_recipe(recipe_for(frames_file, optimization={"batch_size": 6, "epochs": 3}, **changes), tmp_path / "one")
-    shared = recipe_for(frames_file, optimization={"batch_size": 3, "epochs": 3}, processes=2, **changes)
+    alike = [atoms for atoms in labeled_clusters(36) if len(atoms) == 3]  # of 6 edges each
+    write_frames(frames_file, alike)
+    one = run_recipe(
+        recipe_for(frames_file, optimization={"batch_edges": 36, "epochs": 3}, **changes), tmp_path / "one"
+    )
+    shared = recipe_for(frames_file, optimization={"batch_edges": 18, "epochs": 3}, processes=2, **changes)
     two = run_recipe(shared, tmp_path / "two")
     for a, b in zip(curve_of(tmp_path / "one"), curve_of(tmp_path / "two"), strict=True):
         assert {key: float(value) for key, value in a.items()} == pytest.approx(
@@ -493,7 +521,7 @@ def test_training_without_a_folder_makes_no_report(monkeypatch: pytest.MonkeyPat
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("nobody can see this")
 
-    for name in ("examine", "write_report", "write_card", "save_potential"):
+    for name in ("evaluate_sets", "write_report", "write_card", "save_potential"):
         monkeypatch.setattr(f"ase_segnn.training.run.{name}", forbidden)
     settings: dict[str, Any] = recipe_for(tmp_path / "x").model_dump(include={"network", "optimization", "compile"})
     frames = labeled_clusters(8)
@@ -563,7 +591,7 @@ def test_the_progress_bar_tells_errors_speed_and_time_left(
 def test_a_logger_that_is_not_installed_is_named(
     tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ase_segnn.training.fit.find_spec", lambda _: None, raising=True)
+    monkeypatch.setattr("ase_segnn.training.fit.trainer.find_spec", lambda _: None, raising=True)
     with pytest.raises(ImportError, match="logger: wandb needs the package: pip install wandb"):
         run_recipe(short(frames_file).model_copy(update={"logger": "wandb"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

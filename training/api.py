@@ -14,12 +14,10 @@ from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 
 from .base import Base
-from .data import TrainingData, tell_labels
+from .data import LABEL_OPTIONS, Frame, FrameStore, TrainingData, tell_labels
 from .folder import RunFiles
-from .frames import LABEL_OPTIONS, Frame
 from .recipe import Recipe, make_recipe
 from .run import fit_on, run_on, settled
-from .store import FrameStore
 
 _IN_MEMORY = "frames in memory"
 

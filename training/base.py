@@ -1,4 +1,4 @@
-"""The potential that fine-tuning starts from, and what becomes of it on the data that it was made for."""
+"""The base of a fine-tuning: the potential to start from, and its errors on its own data before and after."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import PotentialHeader, load_potential, read_header
 from ase_segnn.potentials import path_of
+from ase_segnn.quantities import shown_errors
 
 from .data import Subset, TrainingData, read_store, whole
-from .finetuning import adapt_energies, freeze, start_from
+from .fit import adapt_energies, freeze, start_from
 from .recipe import DataSection
-from .report import examine
+from .report import evaluate_sets
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = {"energy_RMSE_meV": "meV", "forces_RMSE_meV_per_A": "meV/Å", "stress_RMSE_meV_per_A3": "meV/Å³"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,10 @@ class Base:
         return potential
 
     def sets(self, settings: DataSection, new_elements: Sequence[str]) -> dict[str, Subset]:
-        """Find the test frames of the base, or without any its training frames, as far as they are at hand."""
+        """Find the test frames of the base, or its training frames if it has no test.
+
+        Files that are missing or have changed are left out with a warning.
+        """
         provenance = self.header.provenance
         data: dict[str, Any] = provenance.recipe.get("data", {})
         named: dict[str, Any] = dict(data.get("test", {}))
@@ -106,17 +108,13 @@ class Base:
         return found
 
     def compared(self, sets: Mapping[str, Subset], errors: Mapping[str, Mapping[str, float]]) -> list[str]:
-        """Say in a sentence for each of these sets what fine-tuning did to the errors there."""
+        """Return a sentence for each set: errors of the base, and after fine-tuning."""
         if not sets:
             return [f"The data that the base '{self.name}' was made for are not at hand; what it forgot is unknown."]
-        examination = examine(SEGNNCalculator(self.potential), {name: s.frames() for name, s in sets.items()})
+        evaluated = evaluate_sets(SEGNNCalculator(self.potential), {name: s.frames() for name, s in sets.items()})
         sentences = []
-        for name, predictions in examination.predictions.items():
-            before, after = predictions.errors(), errors[name]
-            parts = [
-                f"{before[measure]:.2f} {unit} became {after[measure]:.2f}"
-                for measure, unit in _SHOWN.items()
-                if measure in before
-            ]
+        for name, predictions in evaluated.predictions.items():
+            before, after = (shown_errors(found, LABELS) for found in (predictions.errors(), errors[name]))
+            parts = [f"{first} became {second}" for first, second in zip(before, after, strict=True)]
             sentences.append(f"On {name}, RMSE of the base and after fine-tuning: {', '.join(parts)}.")
         return sentences

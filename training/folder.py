@@ -1,4 +1,4 @@
-"""The folder of a run: where its files are, who may write there, and what they say about their origin."""
+"""The folder of a run: places of its files, the lock against other runs, and the provenance of results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RECORDED = ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where things are in the folder of a run.
+    """Places of the files of a run.
 
     Parameters
     ----------
@@ -72,7 +72,15 @@ class RunFiles:
         return [self.folder / f"member-{number + 1}" for number in range(self.n_members)]
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Make sure that nothing is lost in the folder that should be kept, and that there is what is resumed."""
+        """Refuse to write over another run, or to resume without a checkpoint.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds a run and neither `resume` nor `overwrite` is set, or the folder is a file.
+        FileNotFoundError
+            If there is nothing to resume.
+        """
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"'{self.folder}' is a file, and no folder for a run; choose another output or name")
         checkpoint = self.members[0] / CHECKPOINT
@@ -85,7 +93,7 @@ class RunFiles:
             )
 
     def forget(self) -> None:
-        """Remove what a run before has left."""
+        """Remove the files of an earlier run."""
         for path in (self.potential, self.card, self.report, self.audit, self.recipe):
             path.unlink(missing_ok=True)
         for folder in (self.folder, *self.folder.glob("member-*")):
@@ -94,7 +102,7 @@ class RunFiles:
 
     @contextmanager
     def reserved(self) -> Iterator[None]:
-        """Keep the folder, which is made if there is none, to this run."""
+        """Make the folder if there is none, and lock out other runs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
@@ -112,7 +120,7 @@ class RunFiles:
 
 
 def provenance_of(recipe: RunSection, checksums: dict[str, str]) -> Provenance:
-    """Say where a result comes from, before its errors are known, without the places of files on this machine."""
+    """Return the provenance of a result without errors yet, and without folders of this machine."""
     values = recipe.model_dump(mode="json")
     names = _names_of_places({*_texts(values), *checksums})
     return Provenance(
@@ -145,7 +153,7 @@ def _texts(values: Any) -> Iterator[str]:
 
 
 def _names_of_places(texts: set[str]) -> dict[str, str]:
-    """Map paths that lead through folders outside the data to their last parts, as few as tell them apart."""
+    """Map absolute paths to their last parts: as few parts as tell the paths apart."""
     parts = {text: Path(text).parts for text in texts if Path(text).is_absolute() or text.startswith(("~", "../"))}
     names = {}
     for text, own in parts.items():

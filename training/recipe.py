@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -20,13 +20,15 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # 1.0 is no count
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Pair = tuple[PositiveFloat, PositiveFloat]
 
 _Kind = TypeVar("_Kind", bound=Configuration)
+_WEIGHT = "a number, or two, at the start and at the end of the run, such as [0.1, 10]"
 _UNITS_OF_TIME = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_duration(value: Any) -> Any:
-    """Seconds of a text such as ``90s``, ``10m``, ``1h30m`` or ``2.5h``; anything but a text stays as it is.
+    """Return the seconds of a text such as ``90s``, ``10m``, ``1h30m`` or ``2.5h``; other values stay as they are.
 
     >>> parse_duration("1h30m")
     5400.0
@@ -56,7 +58,7 @@ class Section(Configuration):
 
 
 class DataSection(Section):
-    """Which frames to learn from; file names are found by `ase_segnn.training.sources.locate`.
+    """Which frames to learn from; `ase_segnn.training.data.sources.locate` finds the files.
 
     Parameters
     ----------
@@ -111,31 +113,31 @@ class FitSection(Section):
     Parameters
     ----------
     epochs : passes over the training frames; by default 300, or as many as `max_time` allows
-    max_time : such as ``30m`` or ``2h``; the fit then ends in time, and its schedule with it. Evaluation and report
-        come after it.
-    batch_size : frames per step
+    max_time : such as ``30m`` or ``2h``. Fit and learning rates end in time; evaluation and report come after the fit
     optimizer : "muon" for the matrices of weights, with AdamW for the rest; or "adamw" for everything
-    muon_learning_rate : of Muon, see `ase_segnn.training.optimizers`; the highest, reached after `warmup_steps`
-    learning_rate : of AdamW, likewise
-    schedule : of the learning rates after that: "cosine" falls to zero at the end, "plateau" halves them after
-        `patience` validations without improvement, "constant" leaves them
-    patience : see there
+    muon_learning_rate : highest learning rate of Muon, see `ase_segnn.training.fit.optimizers`
+    learning_rate : highest learning rate of AdamW
+    schedule : "cosine" lets the learning rates fall to zero at the end, "plateau" halves them after 10 validations
+        without improvement, "constant" leaves them
     early_stopping : number of validations without improvement after which the run ends
-    warmup_steps : steps of linear increase, but no more than a tenth of the run
-    weight_decay : of both; without it Muon lets the weights grow, and dynamics far from the data becomes unstable
-    ema_decay : of the exponential moving average of the weights, which is what is validated and kept; while steps are
-        few, it averages over a twentieth of them
-    gradient_clip : largest norm of the gradient; null for any
+    warmup_steps : steps in which the learning rates rise to the highest; at most a tenth of the run
+    weight_decay : of both optimizers. Without decay Muon lets the weights grow, and molecular dynamics far from the
+        data becomes unstable
+    ema_decay : of the exponential moving average of the weights; the averages are validated and kept. Early in a run
+        the average is over a twentieth of the steps so far
+    gradient_clip : largest norm of the gradient; null for no limit
     """
+
+    removed: ClassVar[dict[str, str]] = {
+        "patience": "schedule: plateau always waits for 10 validations without improvement",
+    }
 
     epochs: PositiveInt | None = None
     max_time: Duration | None = None
-    batch_size: PositiveInt | None = None
     optimizer: Literal["muon", "adamw"] = "muon"
     muon_learning_rate: PositiveFloat = 0.01
     learning_rate: PositiveFloat = 2e-3
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    patience: PositiveInt = 10
     early_stopping: PositiveInt | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     weight_decay: NonNegativeFloat = 0.1
@@ -146,41 +148,50 @@ class FitSection(Section):
 class OptimizationSection(FitSection):
     """How to fit a potential. These keys are added to those of `FitSection`.
 
+    A weight is a number, or two: a geometric series then leads from the first at the start to the second at the end.
+
     Parameters
     ----------
-    batch_edges : instead of `batch_size`, about the number of edges per step; frames of different sizes then cost alike
-    loss : "mse", "l1" or "huber", see `ase_segnn.training.step.PotentialLoss`
+    batch_edges : about the number of edges per step. Steps then cost alike, whatever the sizes of frames; 1 takes one
+        frame per step. An atom has as many edges as neighbors within the cutoff
+    loss : "mse", "l1" or "huber", see `ase_segnn.training.fit.step.PotentialLoss`
     huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
-    energy_weight : of (ΔE)² / atoms, in Å⁻²; by default it grows from 0.1 to 10: forces first
+    energy_weight : of (ΔE)² / atoms, in Å⁻²; by default from 0.1 to 10, which means forces first
     forces_weight : of the mean square of the force components
     stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.01 if any training frame has
         a stress, else 0
-    energy_weight_end, forces_weight_end, stress_weight_end : what the weight has become at the end of the run, along a
-        geometric series; by default a weight that is given stays
     """
 
-    batch_edges: PositiveInt | None = None
+    removed: ClassVar[dict[str, str]] = {
+        **FitSection.removed,
+        "batch_size": "write batch_edges, about the number of edges per step; 1 takes one frame per step",
+        **{
+            f"{label}_weight_end": f"write start and end as two numbers, such as {label}_weight: [0.1, 10]"
+            for label in LABELS
+        },
+    }
+
+    batch_edges: PositiveInt = 1000  # small steps learn most from small data
     loss: Literal["mse", "l1", "huber"] = "mse"
     huber_delta: PositiveFloat = 0.01
-    energy_weight: NonNegativeFloat | None = None
-    forces_weight: NonNegativeFloat = 1.0
-    stress_weight: NonNegativeFloat | None = None
-    energy_weight_end: PositiveFloat | None = None
-    forces_weight_end: PositiveFloat | None = None
-    stress_weight_end: PositiveFloat | None = None
+    energy_weight: Annotated[NonNegativeFloat | Pair, Field(description=_WEIGHT)] = (0.1, 10.0)
+    forces_weight: Annotated[NonNegativeFloat | Pair, Field(description=_WEIGHT)] = 1.0
+    stress_weight: Annotated[NonNegativeFloat | Pair | None, Field(description=_WEIGHT)] = None
 
-    @model_validator(mode="after")
-    def _check(self) -> OptimizationSection:
-        if self.batch_size is not None and self.batch_edges is not None:
-            raise ValueError("batch_size and batch_edges are two ways to say the same; give one of them")
+    def weights(self, progress: float = 0.0) -> dict[str, float]:
+        """Return the weight of each label after a share of the run, 0 to 1. A stress weight left open counts as 0."""
+        weights = {}
         for label in LABELS:
-            if getattr(self, f"{label}_weight_end") is not None and not getattr(self, f"{label}_weight"):
-                raise ValueError(f"{label}_weight_end needs {label}_weight, and not 0")
-        return self
+            given = getattr(self, f"{label}_weight") or 0.0
+            if isinstance(given, tuple):
+                start, end = given
+                given = start * (end / start) ** progress
+            weights[label] = float(given)
+        return weights
 
 
 class CardSection(Section):
-    """What the model card says that no program can know.
+    """Facts for the model card that no program can know.
 
     Parameters
     ----------
@@ -203,7 +214,7 @@ class CardSection(Section):
 
 
 class RunSection(Section):
-    """What every training run has, whatever the network.
+    """Keys of every training run, whatever the network.
 
     Parameters
     ----------
@@ -211,10 +222,10 @@ class RunSection(Section):
     optimization : see the class
     seed : of split, initial weights and order of frames
     device : "auto" takes a GPU if there is one
-    processes : that share each step, which then has so many batches; on a CPU, or one per GPU
-    compile : on a CPU take C++ for the messages, which takes seconds at the start and halves the time of a step; where
-        there is none for a network, let torch compile the step, which takes minutes. "auto" does the latter only in
-        runs that are long enough, and goes on without where there is no compiler
+    processes : number of processes that share each step, one per GPU or all on a CPU; a step then has as many batches
+    compile : on a CPU true takes compiled C++ for the messages, which halves the time of a step. A network without C++
+        has torch compile the step, which takes minutes. "auto": the same, but torch compiles in long runs only, and a
+        missing compiler is a warning. false: plain torch
     validate_every : epochs between validations
     logger : "tensorboard" or "wandb" to see the run there as well; that package must be installed
     """
@@ -237,10 +248,10 @@ class Recipe(RunSection):
     data, network, card : see the classes
     base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
-    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`; it ends below what training frames
-        have, at 0.8 of the shortest distance of each pair of elements, or at the sum of covalent radii if that is less
-    committee : number of potentials that are trained one after another, with different seeds, and put into one file
-    bootstrap : each of them learns from a random draw of the training frames, with repetition
+    zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`. For each pair of elements the repulsion
+        ends at 0.8 of the shortest distance in the training frames, or at the sum of covalent radii if smaller
+    committee : number of potentials to train one after another, with different seeds, for one file
+    bootstrap : draw the training frames of each member at random, with repetition
     """
 
     data: DataSection
@@ -300,7 +311,7 @@ def read_recipe_file(path: str | Path) -> dict[str, Any]:
 
 
 def key_and_value(change: str) -> tuple[str, Any]:
-    """Take a change of a recipe apart, such as ``optimization.epochs=500``; the value is YAML.
+    """Split a change of a recipe, such as ``optimization.epochs=500``, into key and value; the value is YAML.
 
     Raises
     ------
@@ -317,12 +328,12 @@ def key_and_value(change: str) -> tuple[str, Any]:
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Change a recipe that is plain data, in place; dots in the key lead into its sections.
+    """Change a recipe, as plain data, in place; dots in the key lead into its sections.
 
     Raises
     ------
     ValueError
-        If they lead into what is no section.
+        If a part of the key before a dot is no section.
     """
     *sections, last = key.split(".")
     for section in sections:
@@ -333,7 +344,7 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def make_recipe(raw: dict[str, Any], source: str, kind: type[_Kind]) -> _Kind:
-    """Check a recipe of a kind that comes as plain data; `source` starts the message of an error.
+    """Make a recipe of a kind from plain data; `source` starts the message of an error.
 
     Raises
     ------

@@ -6,39 +6,35 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.files import written_whole
-from ase_segnn.labels import LABELS
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import save_potential
+from ase_segnn.quantities import LABELS, shown_errors
 
 from .audit import Auditor, one_line
 from .base import Base
-from .card import write_card
 from .data import TrainingData, least_squares_energies
-from .fit import CHECKPOINT, FitResult, check_machine, fit, with_epochs, worth_compiling
+from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of, without_places
-from .potential_module import PotentialModule
 from .recipe import Recipe
-from .report import Verdict, examine, write_report
+from .report import Verdict, evaluate_sets, write_report
+from .report.card import write_card
 
 logger = logging.getLogger(__name__)
 
-_BATCH_EDGES = 1000  # of a step; small steps learn most from small data
-_ENERGY_WEIGHT, _ENERGY_WEIGHT_END = 0.1, 10.0
 _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run leaves.
+    """Potential, files and findings of a finished run.
 
     Parameters
     ----------
@@ -58,8 +54,14 @@ class TrainingResult:
 
     @property
     def files(self) -> dict[str, Path]:
-        """What the files for a reader are -> where they are."""
+        """Files for a reader: what each is -> its path."""
         return {"potential": self.potential_path, "model card": self.card_path, "report": self.report_path}
+
+    def summary(self) -> list[str]:
+        """Return the checks that failed and the errors on each data set, a line each."""
+        failed = [f"{each.name} failed: {each.statement}" for each in self.verdicts if each.outcome == "failed"]
+        order = ("energy_per_atom", *LABELS)
+        return failed + [f"{name}: RMSE {', '.join(shown_errors(own, order))}" for name, own in self.errors.items()]
 
 
 def run_recipe(
@@ -69,12 +71,13 @@ def run_recipe(
 
     The folder `output` receives
 
-    - ``<name>.safetensors``, the potential, ``<name>.md``, its model card, and ``report.html``, what it predicts and
-      whether to trust it;
-    - ``audit.md``, what there is in the data and what seems wrong with it;
-    - ``recipe.yaml``, the recipe with everything settled;
-    - ``metrics.csv``, losses and errors on validation frames, and ``last.ckpt``, from which an interrupted run resumes;
-      of a committee, in the folder of each member.
+    - ``<name>.safetensors``: the potential;
+    - ``<name>.md``: its model card;
+    - ``report.html``: errors and physical checks, to see whether to trust the potential;
+    - ``audit.md``: contents of the data, and what seems wrong with them;
+    - ``recipe.yaml``: the recipe with everything settled;
+    - ``metrics.csv``: loss and validation errors by epoch, for a committee in the folder of each member;
+    - ``last.ckpt``, beside each ``metrics.csv``: the checkpoint to resume an interrupted run from.
 
     Parameters
     ----------
@@ -110,7 +113,7 @@ def run_on(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainingResult:
-    """Do what `run_recipe` does, with data that are read already."""
+    """Train as `run_recipe`, on data in memory."""
     recipe = settled(recipe, data)
     with files.reserved():
         files.check(resume=resume, overwrite=overwrite)
@@ -120,16 +123,17 @@ def run_on(
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results, findings = fit_on(data, recipe, files, base, resume=resume)
         provenance = provenance.model_copy(update={"created": now()})
-        save_potential(potential, files.potential, provenance=provenance, overwrite=True)  # whatever comes later
+        # before evaluation and report, which may fail
+        save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         calculator = SEGNNCalculator(potential)
         sets = {**data.sets, **old}
-        examination = examine(calculator, {name: subset.frames() for name, subset in sets.items()})
-        errors = {name: found.errors() for name, found in examination.predictions.items() if found.n_frames}
+        evaluated = evaluate_sets(calculator, {name: subset.frames() for name, subset in sets.items()})
+        errors = {name: found.errors() for name, found in evaluated.predictions.items() if found.n_frames}
         provenance = provenance.model_copy(update={"errors": errors})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         notes = findings if base is None else [*findings, *base.compared(old, errors)]
         minutes = sum(result.seconds for result in results) / 60
-        public = Recipe.model_validate(provenance.recipe)  # the card is for others, as the potential is
+        public = Recipe.model_validate(provenance.recipe)  # without places, for the card
         report = data.training.store.labels
         write_card(
             files.card,
@@ -143,7 +147,7 @@ def run_on(
         verdicts = write_report(
             files.report,
             calculator,
-            examination,
+            evaluated,
             results[0].history,
             title=recipe.name,
             facts={"training": f"{minutes:.0f} minutes, {len(data.training)} frames", "created": provenance.created},
@@ -155,7 +159,7 @@ def run_on(
 def fit_on(
     data: TrainingData, recipe: Recipe, files: RunFiles, base: Base | None, *, resume: bool = False
 ) -> tuple[Potential | Committee, list[FitResult], list[str]]:
-    """Audit the data and fit by a settled recipe, without a look at what came out.
+    """Audit the data and fit by a settled recipe, without evaluation or report.
 
     Returns
     -------
@@ -168,7 +172,7 @@ def fit_on(
 
 
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
-    """Return the recipe with what it left open decided: batches, weights of energy and stress, compilation.
+    """Return the recipe with nothing left open: number of epochs, weight of the stress, compilation.
 
     Raises
     ------
@@ -179,16 +183,12 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     """
     check_machine(recipe)
     training, optimization = data.training, recipe.optimization
-    changes: dict[str, Any] = {}
     n_labels = training.n_labels()
-    if optimization.energy_weight is None:
-        changes |= {"energy_weight": _ENERGY_WEIGHT, "energy_weight_end": _ENERGY_WEIGHT_END}
     if optimization.stress_weight is None:
-        changes["stress_weight"] = _STRESS_WEIGHT if n_labels["stress"] else 0.0
-    if optimization.batch_size is None and optimization.batch_edges is None:
-        changes["batch_edges"] = _BATCH_EDGES
-    optimization = with_epochs(optimization.model_copy(update=changes))
-    weights = {label: getattr(optimization, f"{label}_weight") for label in LABELS}
+        weight = _STRESS_WEIGHT if n_labels["stress"] else 0.0
+        optimization = optimization.model_copy(update={"stress_weight": weight})
+    optimization = with_epochs(optimization)
+    weights = optimization.weights()
     for label, weight in weights.items():
         if weight > 0 and n_labels[label] == 0:
             raise ValueError(
@@ -204,10 +204,9 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
         raise ValueError("no validation frame has a label that is learned; give others as data.validation")
     compile_it = recipe.compile
     if compile_it == "auto":
-        edges = optimization.batch_edges
         n_edges = int(training.store.n_edges[training.indices].sum())
-        per_epoch = len(training) / optimization.batch_size if optimization.batch_size else n_edges / (edges or 1)
-        compile_it = worth_compiling(optimization, min(per_epoch, len(training))) or "auto"
+        per_epoch = min(n_edges / optimization.batch_edges, len(training))
+        compile_it = worth_compiling(optimization, per_epoch) or "auto"
     return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})
 
 
@@ -219,8 +218,7 @@ def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: 
     ValueError
         If the data cannot be learned from.
     """
-    weights = {label: getattr(recipe.optimization, f"{label}_weight") for label in LABELS}
-    auditor = Auditor(weights, data.training.store.cutoff, known_elements)
+    auditor = Auditor(recipe.optimization.weights(), data.training.store.cutoff, known_elements)
     for name, subset in {"training": data.training, **data.sets}.items():
         if subset.store.labels is not None and (name == "training" or subset.store is not data.training.store):
             auditor.add_labels(subset.store.labels, name)

@@ -1,4 +1,4 @@
-"""YAML as recipes are written in, which is its version 1.2: ``1e-3`` is a number, and ``no`` is a text."""
+"""YAML 1.2, the language of recipes: ``1e-3`` is a number, and ``no`` is a text."""
 
 from __future__ import annotations
 

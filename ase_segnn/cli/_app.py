@@ -1,4 +1,4 @@
-"""The frame of the command line: options before the command, and how errors are shown."""
+"""The command line's frame: options before the subcommand, and errors in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = (ArithmeticError, ImportError, MemoryError, OSError, RuntimeError, Type
 
 
 class _Group(TyperGroup):
-    """Show errors that a user can mend as one line instead of a traceback."""
+    """Group of subcommands that shows a user's errors in one line instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What ``ase-segnn md`` integrates: velocities at the start, ensembles, and constraints, which all of them keep."""
+"""Motion in ``ase-segnn md``: initial velocities, ensembles, and the constraints that all ensembles keep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Ensemble(str, Enum):
-    """What is held constant."""
+    """Ensemble of a run: constant energy, temperature (Langevin), or temperature and pressure."""
 
     nve = "nve"
     langevin = "langevin"
@@ -21,23 +21,26 @@ class Ensemble(str, Enum):
 
 
 class Motion:
-    """How a structure moves: its constraints, velocities and ensemble.
+    """Constraints, velocities and ensemble of a structure in a run.
 
-    A structure that nothing ties to a place stays at rest as a whole in the Langevin ensemble, though the thermostat
-    would push it: one more constraint, `ase.constraints.FixCom`, takes three degrees of freedom out. That constraint is
-    not one of the structure's, and files do not show it.
+    Call `draw_velocities` or `keep_velocities`, then `dynamics`.
+
+    A Langevin thermostat would push a free structure as a whole. So a structure that nothing ties to a place gets one
+    more constraint, `ase.constraints.FixCom`, which removes three degrees of freedom. Files do not show this
+    constraint, see `own_constraints`.
 
     Parameters
     ----------
-    atoms : with its constraints; gets momenta
+    atoms : with constraints; gets momenta and corrected constraints
     name : of the structure, for messages
-    ensemble : what is held constant
+    ensemble : of the run
     temperature : K, of the start and of the thermostat
 
     Raises
     ------
     ValueError
-        If the constraints leave nothing to move, contradict one another, or cannot be kept in the ensemble.
+        If constraints leave nothing to move, contradict one another, or cannot be kept in the ensemble; if NPT lacks a
+        periodic cell or a temperature.
     """
 
     def __init__(self, atoms: Atoms, name: str, ensemble: Ensemble, temperature: float) -> None:
@@ -71,8 +74,8 @@ class Motion:
     def draw_velocities(self, rng: np.random.Generator) -> None:
         """Draw momenta from the Maxwell-Boltzmann distribution within the constraints.
 
-        They have the temperature of the thermostat exactly. A structure that nothing ties to a place is at rest as a
-        whole, and a molecule does not rotate either, unless that is all its constraints leave.
+        The temperature is exactly that of the thermostat. A structure that nothing ties to a place does not move as a
+        whole. A free molecule does not rotate either, unless constraints leave rotation only.
         """
         from ase import units
 
@@ -92,12 +95,12 @@ class Motion:
             atoms.set_momenta(atoms.get_momenta() * np.sqrt(self.temperature / drawn))
 
     def keep_velocities(self) -> None:
-        """Take the momenta of the structure, without what constraints do not allow.
+        """Keep the structure's own momenta, as far as constraints allow.
 
         Raises
         ------
         ValueError
-            If there are none, or they are not finite.
+            If the structure has no momenta, or momenta that are not finite.
         """
         if not self.atoms.has("momenta"):
             raise ValueError(f"'{self.name}' has no momenta to keep; leave out --keep-velocities")
@@ -107,7 +110,15 @@ class Motion:
         self.atoms.set_momenta(momenta)
 
     def dynamics(self, timestep: float, friction: float, pressure_GPa: float, rng: np.random.Generator) -> Any:
-        """Return the integrator; `timestep` in fs, `friction` in 1/fs."""
+        """Return ASE's integrator for the ensemble.
+
+        Parameters
+        ----------
+        timestep : fs
+        friction : 1/fs, of the Langevin thermostat
+        pressure_GPa : of the NPT ensemble
+        rng : for the noise of the Langevin thermostat
+        """
         from ase import units
         from ase.md.langevin import Langevin
         from ase.md.nose_hoover_chain import IsotropicMTKNPT
@@ -135,14 +146,14 @@ class Motion:
         )
 
     def own_constraints(self) -> AbstractContextManager[None]:
-        """Let the structure have its own constraints only, for files."""
+        """Give the structure its own constraints inside the block, for writing files."""
         from ase_segnn.constraints import constrained_by
 
         return constrained_by(self.atoms, self._own_constraints)
 
 
 def _rotation(atoms: Atoms) -> Any:
-    """Return the velocities (N, 3) of the rotation of a structure as a whole about its center of mass."""
+    """Return the velocities (N, 3) of a structure's rotation as a whole about its center of mass."""
     positions = atoms.positions - atoms.get_center_of_mass()
     squares = (positions**2).sum(axis=1)[:, None, None] * np.eye(3)
     inertia = (atoms.get_masses()[:, None, None] * (squares - positions[:, :, None] * positions[:, None, :])).sum(

@@ -1,4 +1,4 @@
-"""What several commands share: options, the calculator they describe, and the care taken of existing files."""
+"""Options shared by several commands, the calculator they describe, and checks of output files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def not_nan(value: float) -> float:
-    """Refuse a value that is not a number, which some releases of click take for one of any range."""
+    """Refuse nan, which some releases of click accept in any range."""
     if math.isnan(value):
         raise typer.BadParameter("nan is no number")
     return value
@@ -42,7 +42,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing out
 def make_calculator(
     potential: str, device: str, dtype: DType, *, compile_it: bool = False, max_deviation: float | None = None
 ) -> SEGNNCalculator:
-    """Return the calculator that the options describe; it stops at `max_deviation`, in eV/Å, where there is one."""
+    """Return the calculator described by the options; a run stops above `max_deviation`, in eV/Å, if given."""
     from ase_segnn.calculator import SEGNNCalculator
 
     return SEGNNCalculator(
@@ -56,7 +56,7 @@ def make_calculator(
 
 
 def check_outputs(paths: Iterable[Path], *, force: bool) -> None:
-    """Refuse, before any work, to write where files exist already or a folder is missing.
+    """Refuse outputs that exist already or have no folder; call before any work.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def check_outputs(paths: Iterable[Path], *, force: bool) -> None:
 
 
 def name_of(source: str) -> str:
-    """Return the name of a structure for its outputs: the file's, without folder, suffix and selection."""
+    """Return the stem of a structure's outputs: the name of its file without folder, suffix and selection."""
     from ase_segnn.structures import split_source
 
     return Path(split_source(source)[0]).stem

@@ -1,4 +1,4 @@
-"""``ase-segnn cache``: what is kept between runs, and how to get rid of it."""
+"""``ase-segnn cache``: show the files kept between runs, or remove them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ase_segnn.cli._app import app
 
 
 class Kind(str, Enum):
-    """A cache, or all of them."""
+    """Name of a cache, or all."""
 
     compiled = "compiled"
     graphs = "graphs"
@@ -24,13 +24,13 @@ class Kind(str, Enum):
 def cache(
     empty: Annotated[Kind | None, typer.Option(help="Remove the files of this cache.")] = None,
 ) -> None:
-    """Show the caches: compiled code, graphs of training data, simulated trajectories, downloads; or empty them."""
+    """Show or empty the caches: compiled code, graphs of training data, simulated trajectories, downloads."""
     from ase_segnn.caches import MOST_BYTES, Cache
 
     for name in MOST_BYTES:
         found = Cache(name)
         if empty is not None and empty.value in (name, Kind.all.value):
-            n_files, n_bytes = found.clear()
+            n_files, n_bytes = found.empty()
             typer.echo(f"{name}: removed {n_files} files, {_size(n_bytes)}")
         elif empty is None:
             entries = found.entries()

@@ -19,40 +19,34 @@ from ase_segnn.cli._options import (
     make_calculator,
 )
 from ase_segnn.files import written_whole
+from ase_segnn.quantities import LABELS, QUANTITIES, VIRIAL_UNIT
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ase_segnn.evaluation import Evaluation
 
-_ROWS = {
-    "energy": "energy, meV",
-    "energy_per_atom": "energy per atom, meV",
-    "forces": "force components, meV/Å",
-    "stress": "stress, meV/Å³",
-}
+_OPTIONS = {label: f"--{label}-key" for label in LABELS}
 
 
-_OPTIONS = {label: f"--{label}-key" for label in ("energy", "forces", "stress")}
-
-
-def _key_help(label: str, unit: str) -> str:
-    return f"Name of the {label}, {unit}, if it is another, or to choose one of several."
+def _key_help(label: str) -> str:
+    unit = QUANTITIES[label].unit + f", or of the virial, {VIRIAL_UNIT}" * (label == "stress")
+    return f"Name of the {label} in FRAMES, {unit}; needed for unusual names, or to choose one of several."
 
 
 @app.command()
 def evaluate(
     potential: PotentialArgument,
     frames: Annotated[list[str], typer.Argument(help="Files with labeled frames, anything ASE reads.")],
-    energy_key: Annotated[str | None, typer.Option(help=_key_help("energy", "eV"))] = None,
-    forces_key: Annotated[str | None, typer.Option(help=_key_help("forces", "eV/Å"))] = None,
-    stress_key: Annotated[str | None, typer.Option(help=_key_help("stress", "eV/Å³, or of the virial, eV"))] = None,
+    energy_key: Annotated[str | None, typer.Option(help=_key_help("energy"))] = None,
+    forces_key: Annotated[str | None, typer.Option(help=_key_help("forces"))] = None,
+    stress_key: Annotated[str | None, typer.Option(help=_key_help("stress"))] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG file for a parity plot; without it none is drawn.")] = None,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.float32,
     force: ForceOption = False,
 ) -> None:
-    """Compare a potential with the labels in FRAMES: table of errors, and where the labels are from."""
+    """Evaluate POTENTIAL against the labels in FRAMES: a table of errors, and the sources of the labels."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -101,18 +95,15 @@ def _draw(plot: Path, evaluations: dict[str, Evaluation], title: str) -> None:
 def _table(source: str, evaluation: Evaluation) -> Table:
     from rich.table import Table
 
-    from ase_segnn.evaluation import ERROR_UNITS
-
     table = Table("", "frames", "values", "MAE", "RMSE", title=f"{source}: {evaluation.n_frames} frames")
     errors = evaluation.errors()
-    for name, label in _ROWS.items():
+    for name, quantity in QUANTITIES.items():
         if name in evaluation.labels:
-            unit, _ = ERROR_UNITS[name]
             table.add_row(
-                label,
+                quantity.error_heading,
                 str(evaluation.n_labeled[name]),
                 str(len(evaluation.labels[name])),
-                f"{errors[f'{name}_MAE_{unit}']:.2f}",
-                f"{errors[f'{name}_RMSE_{unit}']:.2f}",
+                f"{errors[quantity.error_name('MAE')]:.2f}",
+                f"{errors[quantity.error_name('RMSE')]:.2f}",
             )
     return table

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ase_segnn.cli._app import app
+from ase_segnn.quantities import LABELS, shown_errors
 
 if TYPE_CHECKING:
     from ase_segnn.potential_file import PotentialHeader
@@ -47,9 +48,7 @@ def _list_shipped() -> None:
 
 
 def _short(data: str, errors: dict[str, float]) -> str:
-    energy, forces = errors.get("energy_RMSE_meV"), errors.get("forces_RMSE_meV_per_A")
-    parts = [f"{energy:.2f} meV" if energy is not None else "", f"{forces:.2f} meV/Å" if forces is not None else ""]
-    return f"{data}: {', '.join(part for part in parts if part)}"
+    return f"{data}: {', '.join(shown_errors(errors, LABELS))}"
 
 
 def _describe(potential: str) -> None:

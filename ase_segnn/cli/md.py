@@ -36,7 +36,7 @@ def md(
     potential: PotentialArgument,
     structure: StructureArgument,
     ensemble: Annotated[
-        Ensemble, typer.Option(help="Energy; temperature (Langevin); temperature and pressure.")
+        Ensemble, typer.Option(help="Constant energy, temperature (langevin), or temperature and pressure.")
     ] = Ensemble.langevin,
     temperature: Annotated[
         float, typer.Option(callback=not_nan, min=0, max=1e6, help="K; of the start and of the thermostat.")
@@ -54,7 +54,7 @@ def md(
     ] = False,
     max_deviation: Annotated[
         float | None,
-        typer.Option(help="eV/Å; stop where the members of a committee disagree more about the force on an atom."),
+        typer.Option(help="eV/Å; stop when a committee disagrees about the force on an atom by more than this."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of random velocities and of the Langevin noise.")] = 0,
     interval: Annotated[int, typer.Option(min=1, help="Steps between entries of trajectory and log.")] = 10,
@@ -90,7 +90,15 @@ def md(
 
 
 class _Run:
-    """Carries a run out and keeps its trajectory and log complete at every moment."""
+    """A run and its outputs; trajectory and log are complete at each moment.
+
+    Parameters
+    ----------
+    prefix : of the outputs .traj, .csv and .png
+    interval : steps between entries of trajectory and log
+    steps : number of steps
+    timestep : fs
+    """
 
     def __init__(self, prefix: str, interval: int, steps: int, timestep: float) -> None:
         self.trajectory, self.log, self.plot = (Path(f"{prefix}.{suffix}") for suffix in ("traj", "csv", "png"))
@@ -98,7 +106,7 @@ class _Run:
         self.n_steps, self.seconds = 0, 0.0
 
     def perform(self, motion: Motion, dynamics: Any) -> dict[str, list[float]]:
-        """Run all steps and return the columns of the log; Ctrl-C ends the run early and keeps what there is."""
+        """Run all steps and return the columns of the log; Ctrl-C ends the run early and keeps the outputs so far."""
         from ase.io.trajectory import Trajectory
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -162,7 +170,7 @@ class _Run:
         return columns
 
     def nanoseconds_per_day(self, step: int) -> float:
-        """Return the speed of the run so far."""
+        """Return the speed up to a step, in ns per day."""
         return step * self.timestep * 1e-6 / (self.seconds / 86400) if self.seconds else 0.0
 
 

@@ -25,7 +25,7 @@ from ase_segnn.files import writing, written_whole
 
 
 class Optimizer(str, Enum):
-    """ASE's optimizers."""
+    """Optimizer of ASE."""
 
     bfgs = "BFGS"
     lbfgs = "LBFGS"

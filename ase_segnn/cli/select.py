@@ -1,4 +1,4 @@
-"""``ase-segnn select``: frames of a trajectory that are worth labeling next."""
+"""``ase-segnn select``: frames of a trajectory to label next."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 def select(
     committee: Annotated[str, typer.Argument(help="Potential file of a committee.")],
     trajectory: Annotated[str, typer.Argument(help="Any file ASE reads; 'file@::10' takes each tenth frame.")],
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Frames to pick, at most.")] = 50,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Frames to select, at most.")] = 50,
     max_deviation: Annotated[
-        float | None, typer.Option(help="eV/Å; leave out frames beyond it, as those of an explosion.")
+        float | None, typer.Option(help="eV/Å; leave out frames above it, such as those of an explosion.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Extended-xyz file of the frames.")] = Path("selected.xyz"),
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.float32,
     force: ForceOption = False,
 ) -> None:
-    """Pick frames of TRAJECTORY on whose forces COMMITTEE disagrees most, and that differ from one another."""
+    """Select frames of TRAJECTORY to label next: frames that differ, with large deviations of COMMITTEE."""
     import ase.io
     from rich.console import Console
     from rich.progress import Progress
@@ -70,10 +70,10 @@ def _table(trajectory: str, selection: Selection) -> Table:
     from rich.table import Table
 
     table = Table("", "frames", "smallest", "median", "largest", title=f"{trajectory}: largest deviations, eV/Å")
-    picked = selection.deviations[selection.indices]
-    for label, values in (("looked at", selection.deviations), ("picked", picked)):
+    selected = selection.deviations[selection.indices]
+    for label, values in (("all", selection.deviations), ("selected", selected)):
         row = (values.min(), float(np.median(values)), values.max())
         table.add_row(label, str(len(values)), *(f"{value:.3g}" for value in row))
-    table.add_row("left out, beyond --max-deviation", str(selection.n_beyond))
+    table.add_row("left out, above --max-deviation", str(selection.n_beyond))
     table.add_row("left out, near-duplicates", str(selection.n_similar))
     return table

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ase_segnn.cli._app import app
 from ase_segnn.cli._options import ForceOption, name_of
+
+if TYPE_CHECKING:
+    from ase_segnn.training.particles import ParticleResult
 
 
 @app.command()
@@ -40,10 +43,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Train a potential: potential file, model card, report, audit of the data and checkpoint in one folder."""
+    """Train a potential; potential file, model card, report, audit of the data and checkpoint go to one folder."""
     try:
-        from ase_segnn.training import read_recipe_file, run_recipe
-        from ase_segnn.training.dynamics import DynamicsRecipe, run_dynamics
+        from ase_segnn.training import TrainingResult, read_recipe_file, run_recipe
         from ase_segnn.training.recipe import Recipe, key_and_value, make_recipe, set_key
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("ase_segnn"):
@@ -63,23 +65,21 @@ def train(
         set_key(raw, key, value)
     source = "these options" if recipe is None else f"recipe '{recipe}'"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    if "system" in raw:
-        particles = run_dynamics(make_recipe(raw, source, DynamicsRecipe), output, resume=resume, overwrite=force)
-        for name, mean_square in particles.errors.items():
-            typer.echo(f"{name}: {mean_square:.5g}")
-        _show_files(particles.files)
-        return
-    result = run_recipe(make_recipe(raw, source, Recipe), output, resume=resume, overwrite=force)
-    for verdict in result.verdicts:
-        if verdict.outcome == "failed":
-            typer.echo(f"{verdict.name} failed: {verdict.statement}")
-    for name, errors in result.errors.items():
-        typer.echo(f"{name}: RMSE {', '.join(_shown(errors))}")
-    _show_files(result.files)
+    result: TrainingResult | ParticleResult
+    if "system" in raw:  # simulated particles of the SEGNN paper in place of labeled frames
+        from ase_segnn.training.particles import ParticleRecipe, run_particles
+
+        result = run_particles(make_recipe(raw, source, ParticleRecipe), output, resume=resume, overwrite=force)
+    else:
+        result = run_recipe(make_recipe(raw, source, Recipe), output, resume=resume, overwrite=force)
+    for line in result.summary():
+        typer.echo(line)
+    for what, path in result.files.items():
+        typer.echo(f"{what}: {path}")
 
 
 def _only_recipe(recipes: list[Path], data: list[str], test: list[str]) -> Path | None:
-    """Return the recipe if one is given, and refuse it beside frames."""
+    """Return the only recipe, or None for frames; refuse several recipes, or a recipe beside frames."""
     if data and recipes:
         raise ValueError(
             f"'{recipes[0]}' would be a recipe, which does not go with --data; give --data and --test once per file, "
@@ -95,25 +95,8 @@ def _only_recipe(recipes: list[Path], data: list[str], test: list[str]) -> Path 
     return recipes[0] if recipes else None
 
 
-def _show_files(files: dict[str, Path]) -> None:
-    for what, path in files.items():
-        typer.echo(f"{what}: {path}")
-
-
-_SHOWN = {
-    "energy_per_atom_RMSE_meV": "meV per atom",
-    "energy_RMSE_meV": "meV",
-    "forces_RMSE_meV_per_A": "meV/Å",
-    "stress_RMSE_meV_per_A3": "meV/Å³",
-}
-
-
-def _shown(errors: dict[str, float]) -> list[str]:
-    return [f"{errors[name]:.2f} {unit}" for name, unit in _SHOWN.items() if name in errors]
-
-
 def _raw_recipe(data: list[str], test: list[str]) -> dict[str, Any]:
-    """Return the recipe that frames alone stand for."""
+    """Return the recipe of a run from frames alone."""
     section: dict[str, Any] = {"train": data}
     stems = [name_of(name) for name in test]
     names = [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, test, strict=True)]

@@ -1,8 +1,10 @@
-"""Arrays on their way to compiled code: an address is taken from a tensor that was checked right there.
+"""Checked addresses of tensors for compiled code.
 
-Compiled code reads memory as it is told to. A tensor of another type, layout or length than it expects, or memory that
-has been freed or moved, gives wrong numbers without an error. So whatever calls compiled code keeps to two rules: it
-asks `address` for every pointer at every call, and it holds on to the tensor until the call is over.
+A tensor of an unexpected type, layout or length, or memory that was freed or moved, gives compiled code wrong numbers
+without an error. Callers of compiled code therefore keep two rules:
+
+- ask `address` for each pointer at each call;
+- keep each tensor alive until the call is over.
 """
 
 from __future__ import annotations
@@ -16,20 +18,20 @@ _LINE = 64  # bytes, of a cache
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """Return the address of the first number of a tensor in the memory of the CPU.
+    """Return the address of a tensor's first number, after a check of type, shape and layout.
 
     Parameters
     ----------
     name : of the tensor, for messages
-    tensor : to be kept alive as long as the address is used
-    dtype, shape : that the compiled code expects
+    tensor : on the CPU; keep it alive as long as the address is used
+    dtype, shape : expected by the compiled code
 
     Raises
     ------
     TypeError
-        If it is no plain tensor with memory on the CPU, such as the fake tensors of a tracing torch.
+        If `tensor` is no plain tensor with memory on the CPU, such as a fake tensor of torch's tracing.
     ValueError
-        If it has another type, shape or layout.
+        If `tensor` has another type or shape, or is not contiguous.
     """
     if type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.is_cpu:
         raise TypeError(
@@ -45,7 +47,7 @@ def address(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def aligned(n: int, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of n numbers that starts at a cache line, not set to anything."""
+    """Return an uninitialized tensor of n numbers that starts at a cache line."""
     size = n * dtype.itemsize
     memory = torch.empty(size + _LINE, dtype=torch.uint8, device="cpu")
     start = -memory.data_ptr() % _LINE
@@ -53,9 +55,9 @@ def aligned(n: int, dtype: torch.dtype) -> Tensor:
 
 
 class Packed:
-    """Copies of some tensors of one dtype, one after another, in memory that nobody else has.
+    """Copies of tensors of one dtype in one block of memory, for compiled code.
 
-    Torch moves tensors in place when a module is shared with another process. What compiled code reads is kept apart.
+    Torch moves a module's tensors in place when the module is shared with another process; these copies stay.
 
     Parameters
     ----------
@@ -63,8 +65,8 @@ class Packed:
 
     Attributes
     ----------
-    numbers : (n,) of all tensors, each from a cache line on
-    starts : name -> where the tensor begins, in numbers
+    numbers : (n,) numbers of all tensors in order, each tensor from a cache line on
+    starts : name of a tensor -> index of its first number
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ import torch
 from ase.data import atomic_numbers
 
 from ase_segnn.engines.surroundings import Lock
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
 
 _log = logging.getLogger(__name__)
@@ -74,14 +74,22 @@ class CapturedPotential:
     record : what records a function and can run it again, as `record_cuda_graph` does
     """
 
+    name = "CUDA graph"
+    reason = ""
+    takes_far_pairs = False
+    takes_batches = False
+    follows_torch = True
+
     def __init__(self, potential: Potential, *, record: Recorder = record_cuda_graph) -> None:
         self._potential, self._record = potential, record
         self._a_number = atomic_numbers[potential.elements[0]]
         self._recording: _Recording | None = None
         self._lock = Lock()
 
-    def predict(self, graph: AtomicGraph) -> Prediction:
-        """Return energies, forces and stress of one structure; the stress is nan if its cell has no volume.
+    def evaluate(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        """Return energies, forces and stress of one structure, whatever is wanted: all of them are recorded.
+
+        The stress is nan if the cell has no volume.
 
         Raises
         ------
@@ -90,12 +98,13 @@ class CapturedPotential:
         RuntimeError
             If the potential cannot be recorded, or the first results of a recording are not the plain ones.
         """
+        del forces, stress
         if graph.n_structures != 1:
             raise ValueError(f"a recorded potential takes one structure at a time, got {graph.n_structures}")
         with self._lock.now:
-            return self._predict(graph)
+            return self._evaluate(graph)
 
-    def _predict(self, graph: AtomicGraph) -> Prediction:
+    def _evaluate(self, graph: AtomicGraph) -> Prediction:
         if self._recording is not None and self._recording.has_room_for(graph):
             return self._replay(self._recording, graph)
         self._recording = None  # nothing holds it any more, so that its memory is free for the next
@@ -105,7 +114,7 @@ class CapturedPotential:
         _log.debug("recorded the potential for %d atoms and up to %d pairs", graph.n_atoms, n_edges)
         recording = _Recording(still, results, replay)
         prediction = self._replay(recording, graph)
-        _compare(self._potential, prediction, graph)
+        compare_with_plain(self._potential, prediction, graph)
         self._recording = recording
         return prediction
 
@@ -130,7 +139,7 @@ class CapturedPotential:
         return AtomicGraph.batch([graph, padding])
 
 
-def _compare(potential: Potential, result: Prediction, graph: AtomicGraph) -> None:
+def compare_with_plain(potential: Potential, result: Prediction, graph: AtomicGraph) -> None:
     """Stop if a result is not that of `Potential.predict`, by the scale of forces and energies in training or here.
 
     Raises

@@ -1,4 +1,4 @@
-"""Devices that are there, and the memory that they lack."""
+"""Devices: names checked against the machine, and errors of memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """Return a device by its name, "auto" for a GPU where there is one.
+    """Return a device by name; "auto" is a GPU if there is one, else the CPU.
 
     Raises
     ------
     ValueError
-        If there is no such device, or none of that name here.
+        If the name is no device, or the device is not available here.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +31,7 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory does not suffice."""
+    """Whether an error tells of too little memory."""
     return isinstance(error, MemoryError) or any(
         text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
     )

@@ -1,9 +1,8 @@
 """Sums of messages as compiled C++ that can be differentiated twice, for training on a CPU.
 
-With the weights of both layers of a message taken to the nodes, see `MessageNetwork`, what happens along an edge works
-on each channel alone. One loop does all of it in registers. Its first and its second derivative are loops of the same
-kind, made from the same expressions (`edge_source`), which compute the message again instead of keeping arrays of edges
-and channels. Products of matrices, and the network from message scalars to weights, stay with torch.
+Messages are computed channel by channel in one loop along edges, with the weights of both layers at nodes, see
+`MessageNetwork`. The first and the second derivative are loops of the same kind (`ase_segnn.codegen.training`).
+Products of matrices, and the network from message scalars to weights, stay with torch.
 """
 
 from __future__ import annotations
@@ -17,24 +16,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ase_segnn.codegen.arrays import Array
+from ase_segnn.codegen.cpp import HEADERS
+from ase_segnn.codegen.derivative import gradient_array
+from ase_segnn.codegen.interface import ctypes_struct
+from ase_segnn.codegen.messages import MessageShape
+from ase_segnn.codegen.program import Loop
+from ase_segnn.codegen.rules import unsupported
+from ase_segnn.codegen.training import training_loops, training_source
 from ase_segnn.engines.boundary import address
 from ase_segnn.engines.build import load_library
 from ase_segnn.engines.surroundings import threads_may_run
-from ase_segnn.model.edge_layout import Layout, edge_functions, why_no_loops
-from ase_segnn.model.message_source import BY_ENTRY, INPUTS, OF_EDGES, OUTPUTS, message_source
 from ase_segnn.model.segnn import SEGNN, Edges, MessageNetwork
 from ase_segnn.model.steerable import Features
-
-
-def why_no_kernels(network: SEGNN) -> str | None:
-    """Say why the messages of a network have no such form, or None if they have."""
-    if not network.rounds:
-        return "it has no messages"
-    if network.irreps_messages != network.irreps_hidden:
-        return "its messages have other irreps than its features"
-    if not network.unit_scalar_attributes:
-        return "scalars of its attributes may differ from 1"
-    return why_no_loops(network.rounds[0].message)
 
 
 @contextmanager
@@ -44,17 +38,17 @@ def message_kernels(network: SEGNN) -> Iterator[None]:
     Raises
     ------
     ValueError
-        If they have no such form, see `why_no_kernels`.
+        If they have no such form, see `ase_segnn.codegen.rules.unsupported`.
     NoCompilerError
         If there is no C++ compiler, or it fails.
     """
-    reason = why_no_kernels(network)
+    reason = unsupported(network)
     if reason is not None:
         raise ValueError(f"this network has no compiled messages: {reason}")
     messages = [layer.message for layer in network.rounds]
     try:
         for message in messages:
-            message.instead = MessageKernels(message, network)
+            message.instead = MessageKernels(message)
         yield
     finally:
         for message in messages:
@@ -62,34 +56,27 @@ def message_kernels(network: SEGNN) -> Iterator[None]:
 
 
 class MessageKernels:
-    """Does what `MessageNetwork.forward` does.
+    """Drop-in for `MessageNetwork.forward`, in compiled C++ and twice differentiable.
 
     Parameters
     ----------
     message : whose weights are read at each call
-    network : that it belongs to
     """
 
-    def __init__(self, message: MessageNetwork, network: SEGNN) -> None:
-        self._message = message
-        self._layout = Layout(message, network.embedding)
-        self._loops = _Loops(self._layout, message.linear_1.weights[0].dtype)
+    def __init__(self, message: MessageNetwork) -> None:
+        self._message, self._shape = message, MessageShape(message)
+        self._loops = _Loops(message)
 
     def __call__(self, features: Features, edges: Edges) -> Features:
         """Sum the messages to each of the N nodes, made from the nodes' features."""
-        layout, message = self._layout, self._message
-        n_entries = len(layout.hidden)
-        sent = [
-            x @ torch.cat([layout.first_weights(entry), layout.first_weights(n_entries + entry)], dim=1)
-            for entry, x in enumerate(features)
-        ]
+        shape, message = self._shape, self._message
+        sent = [x @ shape.both_first_weights(entry) for entry, x in enumerate(features)]
         assert edges.scalars is not None
         weights = torch.ones_like(edges.steering.attributes[:, 0]) if edges.weights is None else edges.weights
-        of_edges = (edges.steering.attributes, weights, *edge_functions(layout, message, edges.scalars))
+        of_edges = (edges.steering.attributes, weights, *shape.functions(message, edges.scalars))
         indices = edges.centers, edges.neighbors
         sums = _Sums.apply(self._loops, *indices, *of_edges, *sent)  # type: ignore[no-untyped-call]  # torch's
-        outputs = [x @ weight for x, weight in zip(sums, message.linear_2.weights, strict=True)]
-        return tuple(outputs)
+        return tuple(x @ shape.second_weights(message, entry) for entry, x in enumerate(sums))
 
 
 class _Loops:
@@ -97,119 +84,89 @@ class _Loops:
 
     Parameters
     ----------
-    layout : of the arrays
-    dtype : of all of them
+    message : whose shape they have
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._layout = layout
-        self._sent_widths = [2 * dim * n * layout.channels for dim, n in zip(layout.dims, layout.n_slots, strict=True)]
-        self._sums_widths = [dim * n * layout.channels for dim, n in zip(layout.dims, layout.n_products, strict=True)]
-        self.dims = layout.dims
-        self._arguments = _arguments(len(layout.dims))
-        self._library = load_library(message_source(layout, dtype))
+    def __init__(self, message: MessageNetwork) -> None:
+        self._loops = training_loops(message)
+        self._dtype = message.linear_1.weights[0].dtype
+        self._inputs = [*self._loops.of_edges, *self._loops.sent]
+        self._arguments = ctypes_struct("Arguments", self._loops.fields)
+        self._library = load_library(training_source(self._loops, self._dtype), HEADERS)
 
-    def sums(self, *inputs: Tensor) -> list[Tensor]:
+    def sums(self, indices: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         """Sum the messages: per entry (N, 2l+1, products * C)."""
-        arrays = self._inputs(inputs)
-        sums = self._node_results(inputs, self._sums_widths)
-        self._call("sum_messages", arrays, {"sums": sums})
-        return self._added(sums)
+        given = dict(zip(self._inputs, inputs, strict=True))
+        return self._call("sum_messages", indices, given, self._loops.sums)
 
-    def gradients(self, d_sums: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
+    def gradients(self, d_sums: Sequence[Tensor], indices: Sequence[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of what edges have, and of what nodes send, from those of the sums."""
-        arrays = {**self._inputs(inputs), "d_sums": _flat(d_sums)}
-        results = self._edge_results(inputs) | {"g_sent": self._node_results(inputs, self._sent_widths)}
-        self._call("first_derivatives", arrays, results)
-        return [*(results[f"g_{name}"] for name in OF_EDGES), *self._added(results["g_sent"])]
+        given = dict(zip([*self._inputs, *self._d_sums], [*inputs, *d_sums], strict=True))
+        return self._call("first_derivatives", indices, given, [gradient_array(x, "g_") for x in self._inputs])
 
-    def second_gradients(self, cotangents: Sequence[Tensor], d_sums: Sequence[Tensor], *inputs: Tensor) -> list[Tensor]:
+    def second_gradients(
+        self,
+        cotangents: Sequence[Tensor],
+        d_sums: Sequence[Tensor],
+        indices: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+    ) -> list[Tensor]:
         """Gradients of what edges have, of what nodes send, and of `d_sums`, from those of `gradients`."""
-        n = len(OF_EDGES)
-        arrays = {**self._inputs(inputs), "d_sums": _flat(d_sums), "u_sent": _flat(cotangents[n:])}
-        arrays |= {f"u_{name}": x.contiguous() for name, x in zip(OF_EDGES, cotangents[:n], strict=True)}
-        results = self._edge_results(inputs)
-        results["g_sent"] = self._node_results(inputs, self._sent_widths)
-        results["g_d_sums"] = self._node_results(inputs, self._sums_widths)
-        self._call("second_derivatives", arrays, results)
-        nodes = [*self._added(results["g_sent"]), *self._added(results["g_d_sums"])]
-        return [*(results[f"g_{name}"] for name in OF_EDGES), *nodes]
+        of_gradients = [gradient_array(x, "u_") for x in self._inputs]
+        given = dict(zip([*self._inputs, *self._d_sums, *of_gradients], [*inputs, *d_sums, *cotangents], strict=True))
+        wanted = [gradient_array(x, "g_") for x in (*self._inputs, *self._d_sums)]
+        return self._call("second_derivatives", indices, given, wanted)
 
-    def _inputs(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        names = ("centers", "neighbors", *OF_EDGES)
-        found: dict[str, Any] = {name: x.contiguous() for name, x in zip(names, inputs, strict=False)}
-        return {**found, "sent": _flat(inputs[len(names) :])}
+    @property
+    def _d_sums(self) -> list[Array]:
+        return [gradient_array(x) for x in self._loops.sums]
 
-    def _edge_results(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
-        attributes, *others = inputs[2 : 2 + len(OF_EDGES)]  # the scalar of an attribute has no gradient
-        dense = torch.contiguous_format
-        results = [
-            torch.zeros_like(attributes, memory_format=dense),
-            *(torch.empty_like(x, memory_format=dense) for x in others),
-        ]
-        return {f"g_{name}": x for name, x in zip(OF_EDGES, results, strict=True)}
-
-    def _node_results(self, inputs: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
-        n_nodes, n_threads = inputs[-1].shape[0], torch.get_num_threads() if threads_may_run() else 1
-        return [torch.zeros(n_threads, n_nodes, width, dtype=self._dtype, device="cpu") for width in widths]
-
-    def _added(self, results: Sequence[Tensor]) -> list[Tensor]:
-        """Add what the threads have found: (N, 2l+1, n)."""
-        totals = [x[0] if len(x) == 1 else x.sum(0) for x in results]
-        return [x.unflatten(1, (dim, -1)) for x, dim in zip(totals, self.dims, strict=True)]
-
-    def _call(self, name: str, arrays: dict[str, Any], results: dict[str, Any]) -> None:
-        arguments = self._arguments()
-        n_nodes, n_edges = arrays["sent"][0].shape[0], len(arrays["centers"])
-        n_threads = min(len(x) for each in results.values() if isinstance(each, list) for x in each)
-        arguments.n_nodes, arguments.n_edges, arguments.n_threads = n_nodes, n_edges, n_threads
-        shapes = self._shapes(n_nodes, n_edges, n_threads)
-        for key, value in {**arrays, **results}.items():
-            dtype = torch.int64 if key in ("centers", "neighbors") else self._dtype
-            if isinstance(value, Tensor):
-                setattr(arguments, key, address(key, value, dtype, shapes[key]))
-            else:
-                for entry, (tensor, shape) in enumerate(zip(value, shapes[key], strict=True)):
-                    getattr(arguments, key)[entry] = address(key, tensor, dtype, shape)
+    def _call(
+        self, name: str, indices: Sequence[Tensor], given: dict[Array, Tensor], wanted: Sequence[Array]
+    ) -> list[Tensor]:
+        """Run a loop, and add up what the threads have found."""
+        n_nodes, n_edges = given[self._loops.sent[0]].shape[0], len(indices[0])
+        n_threads = torch.get_num_threads() if threads_may_run() else 1
+        arguments = self._arguments(n_nodes=n_nodes, n_edges=n_edges, n_threads=n_threads)
+        kept = [tensor.contiguous() for tensor in (*indices, *given.values())]  # as long as the call takes
+        for field, tensor in zip(("centers", "neighbors"), kept, strict=False):
+            setattr(arguments, field, address(field, tensor, torch.int64, (n_edges,)))
+        for array, tensor in zip(given, kept[2:], strict=True):
+            shape = _shape(array, n_nodes if array.rows == "node" else n_edges)
+            setattr(arguments, array.identifier, address(array.identifier, tensor, self._dtype, shape))
+        results = [self._result(self._loops.loops[name], x, n_nodes, n_edges, n_threads) for x in wanted]
+        for array, result in zip(wanted, results, strict=True):
+            setattr(arguments, array.identifier, address(array.identifier, result, self._dtype, tuple(result.shape)))
         if getattr(self._library, name)(ctypes.byref(arguments)):
             raise ValueError(f"an edge joins nodes that are not among the {n_nodes} of the graph")
+        return [
+            result if array.rows == "edge" else result[0] if n_threads == 1 else result.sum(0)
+            for array, result in zip(wanted, results, strict=True)
+        ]
 
-    def _shapes(self, n_nodes: int, n_edges: int, n_threads: int) -> dict[str, Any]:
-        """Shapes of all arrays; a list where there is one per entry."""
-        layout = self._layout
-        channels = layout.channels
-        sent, sums = (
-            [(n_nodes, dim, width // dim) for dim, width in zip(self.dims, widths, strict=True)]
-            for widths in (self._sent_widths, self._sums_widths)
-        )
-        of_threads = {
-            name: [(n_threads, n_nodes, width) for width in widths]
-            for name, widths in (
-                ("sums", self._sums_widths),
-                ("g_sent", self._sent_widths),
-                ("g_d_sums", self._sums_widths),
-            )
-        }
-        of_edges = {
-            "attributes": (n_edges, len(layout.degrees)),
-            "weights": (n_edges,),
-            "added": (n_edges, layout.n_slots[layout.scalars] * channels),
-            "factors": (n_edges, sum(layout.n_products) * channels),
-        }
-        others = {f"{prefix}_{name}": shape for prefix in "ug" for name, shape in of_edges.items()}
-        indices = {"centers": (n_edges,), "neighbors": (n_edges,)}
-        return {**indices, **of_edges, **others, **of_threads, "sent": sent, "u_sent": sent, "d_sums": sums}
+    def _result(self, loop: Loop, array: Array, n_nodes: int, n_edges: int, n_threads: int) -> Tensor:
+        """Return memory for a result; zeros where a loop adds, or does not write everything."""
+        if array.rows == "node":
+            return torch.zeros(n_threads, *_shape(array, n_nodes), dtype=self._dtype, device="cpu")
+        n_written = sum(store.leaf.array == array for store in loop.stores)
+        make = torch.empty if n_written == len(array.leaves()) else torch.zeros
+        return make(_shape(array, n_edges), dtype=self._dtype, device="cpu")
+
+
+def _shape(array: Array, n: int) -> tuple[int, ...]:
+    """Return the shape of a tensor with n rows of an array."""
+    sizes = [size for size in (array.components, array.width) if size > 1 or array.rows == "node"]
+    return (n, *sizes)
 
 
 class _Sums(torch.autograd.Function):
-    """Sums of messages, from what edges have and what nodes send."""
+    """Sums of messages, from indices, from what edges have and from what nodes send."""
 
     @staticmethod
-    def forward(ctx: Any, loops: _Loops, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, loops: _Loops, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.loops = loops
-        ctx.save_for_backward(*inputs)
-        return tuple(loops.sums(*inputs))
+        ctx.save_for_backward(*tensors)
+        return tuple(loops.sums(tensors[:2], tensors[2:]))
 
     @staticmethod
     def backward(ctx: Any, *d_sums: Tensor) -> tuple[Tensor | None, ...]:
@@ -225,25 +182,12 @@ class _Gradients(torch.autograd.Function):
     def forward(ctx: Any, loops: _Loops, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.loops, ctx.n = loops, n
         ctx.save_for_backward(*tensors)
-        return tuple(loops.gradients(tensors[:n], *tensors[n:]))
+        return tuple(loops.gradients(tensors[:n], tensors[n : n + 2], tensors[n + 2 :]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         tensors, n = ctx.saved_tensors, ctx.n
-        results = ctx.loops.second_gradients(cotangents, tensors[:n], *tensors[n:])
+        results = ctx.loops.second_gradients(cotangents, tensors[:n], tensors[n : n + 2], tensors[n + 2 :])
         inputs, d_sums = results[:-n], results[-n:]
         return (None, None, *d_sums, None, None, *inputs)
-
-
-def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [x.contiguous() for x in tensors]
-
-
-def _arguments(n_entries: int) -> type[ctypes.Structure]:
-    """Return the type of `Arguments`."""
-    fields: list[tuple[str, Any]] = [(name, ctypes.c_int64) for name in ("n_nodes", "n_edges", "n_threads")]
-    fields += [(name, ctypes.c_void_p) for name in ("centers", "neighbors")]
-    for name in (*INPUTS, *OUTPUTS):
-        fields.append((name, ctypes.c_void_p * n_entries if name in BY_ENTRY else ctypes.c_void_p))
-    return type("_Arguments", (ctypes.Structure,), {"_fields_": fields})

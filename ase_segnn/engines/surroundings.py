@@ -1,8 +1,8 @@
-"""Where an evaluation runs: among other threads, in forked processes, in whatever mode torch is.
+"""Surroundings of an evaluation: other threads, forked processes, and modes of torch.
 
-A process that was forked has none of the threads of its parent, and the OpenMP of g++ waits for them for ever where the
-parent has used them. Threads that are started after the fork have threads of their own. Torch's modes, such as
-`torch.inference_mode` and autocast, are those of one thread. So a thread of our own is the remedy for both.
+A forked process lacks the threads of its parent, and g++'s OpenMP waits for them for ever if the parent has used
+OpenMP. A Python thread started after the fork gets new OpenMP threads. Modes of torch, such as `torch.inference_mode`
+and autocast, hold for one thread. So a thread of our own solves both: see `undisturbed`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FLAGS = 6  # place of the flags after the name of the program, see proc_pid_sta
 
 
 def _is_forked() -> bool:
-    """Whether this process is a copy of another, as far as the system tells."""
+    """Whether this process was forked from another, as far as the system tells."""
     with suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return bool(int(fields[_FLAGS]) & _FORKED_WITHOUT_EXEC)
@@ -33,20 +33,26 @@ def _is_forked() -> bool:
 
 
 class _Process:
-    """What is known of this process."""
+    """State of this process.
+
+    Attributes
+    ----------
+    forked : whether it was forked without starting another program
+    own_thread : thread for `undisturbed`, once needed
+    """
 
     forked = _is_forked()
     own_thread: ThreadPoolExecutor | None = None
 
 
 class Lock:
-    """A lock, to be taken as `now`, that is free in a process that is forked while it is held.
+    """A lock that is free in a forked process, even if a thread of the parent held it.
 
-    The thread that held it in the parent does not exist there.
+    Write ``with lock.now:``. The thread that held the lock does not exist in a forked process, so nobody could free it.
 
     Attributes
     ----------
-    now : lock of this process, which its holder may take again
+    now : reentrant lock of this process
     """
 
     _all: ClassVar[weakref.WeakSet[Lock]] = weakref.WeakSet()
@@ -56,12 +62,12 @@ class Lock:
         self._all.add(self)
 
     def free(self) -> None:
-        """Forget who holds it."""
+        """Replace the lock by a free one."""
         self.now = threading.RLock()
 
     @classmethod
     def free_all(cls) -> None:
-        """Free all locks of this process, when it has one thread."""
+        """Free all locks; only for a process that has one thread."""
         for lock in cls._all:
             lock.free()
 
@@ -79,19 +85,20 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def threads_may_run() -> bool:
-    """Whether loops with several threads of OpenMP may be run here without waiting for threads that are gone."""
+    """Whether OpenMP loops may use several threads in the current thread, without waiting for lost ones."""
     return not _Process.forked or threading.current_thread().name.startswith(_NAME)
 
 
 def undisturbed(function: Callable[[], _Result], *, torch_matters: bool = True) -> _Result:
-    """Call a function in a thread where OpenMP works and torch is in its usual mode: most often this one.
+    """Call a function in a thread where OpenMP works and torch is in its usual mode.
 
-    Usual are gradients that can be asked for, and products of matrices in the precision of their factors.
+    The function runs in the current thread, unless the process was forked, or inference mode or autocast is on.
+    Inference mode allows no gradients, and autocast changes the precision of matrix products.
 
     Parameters
     ----------
-    function : takes nothing
-    torch_matters : whether the mode of torch makes a difference to the function
+    function : without arguments
+    torch_matters : whether the function depends on torch's mode
     """
     if threads_may_run() and not (torch_matters and _torch_is_unusual()):
         return function()

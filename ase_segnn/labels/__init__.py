@@ -1,10 +1,13 @@
-"""Labels of frames: what energies, forces and stresses are called, which are taken, and what is told about the rest.
+"""Labels of frames: their names in files, the choice among several, and the report on everything not used.
 
-`names` is the table, `survey` counts what is in the frames of a data set, `choice` decides, `report` tells.
+`names` is the table of names, `survey` counts them in the frames of a data set, `choice` chooses, `report` tells.
+Units and shapes are in `ase_segnn.quantities`.
 """
 
+from ase_segnn.quantities import LABELS
+
 from .choice import FrameLabels, LabelChoice, choose_labels
-from .names import LABELS, LabelKeys
+from .names import LabelKeys
 from .report import LabelReport, Remark
 
 __all__ = ["LABELS", "FrameLabels", "LabelChoice", "LabelKeys", "LabelReport", "Remark", "choose_labels"]

@@ -15,8 +15,10 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from .names import FAMILIES, LABELS, PLAIN, REFERENCE, RESULTS, LabelKeys, Spelling, looks_like_label, same_name
-from .report import UNITS, LabelReport, Remark, make_report, verb
+from ase_segnn.quantities import LABELS
+
+from .names import FAMILIES, PLAIN, REFERENCE, RESULTS, LabelKeys, Spelling, looks_like_label, same_name
+from .report import LabelReport, Remark, by_up_to, make_report, verb
 from .survey import LabelSurvey, Place, SomeFrames, named_values
 from .values import LabelError, frame_weights, has_volume, label_value
 
@@ -44,7 +46,7 @@ class FrameLabels:
 
 @dataclass(frozen=True, eq=False)
 class LabelChoice:
-    """Where the labels of a data set are; reads those of each frame.
+    """Places of the labels of a data set; reads the labels of each frame.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ class LabelChoice:
         Raises
         ------
         LabelError
-            If a label or weight is not as it should be, which no survey lets pass.
+            If a label or weight is not valid. A survey refuses such frames.
         """
         values = dict(named_values(atoms))
         weights = frame_weights(atoms.info)
@@ -113,7 +115,7 @@ def choose_labels(
 
 
 class _Chooser:
-    """Decides, and writes down why."""
+    """Chooses the places of labels, and collects remarks for the report."""
 
     def __init__(self, survey: LabelSurvey, options: Mapping[str, str]) -> None:
         self._survey, self._options = survey, options
@@ -231,7 +233,7 @@ class _Chooser:
         text = (
             f"{survey.count(label, places)} frames have it as {label}, but it is of another computation than "
             f"{survey.named(other, self._places[other])}: the {other} beside it differs in {found.both - found.equal} "
-            f"of {found.both} frames, by up to {found.largest:.3g} {UNITS[other]}. If its {label} {verb(label)} right "
+            f"of {found.both} frames, {by_up_to(other, found)}. If its {label} {verb(label)} right "
             f"all the same, give {self._options[label]}: {places[0].name}"
         )
         title = f"not used: {survey.named(label, places)}"

@@ -40,8 +40,8 @@ from functools import lru_cache
 from typing import Literal
 
 from ase_segnn.configuration import Configuration
+from ase_segnn.quantities import LABELS
 
-LABELS = ("energy", "forces", "stress")
 REFERENCE, RESULTS, PLAIN = "ref", "(results)", ""  # no name has brackets
 
 Quantity = Literal["energy", "free", "forces", "stress"]

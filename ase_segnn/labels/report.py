@@ -1,4 +1,4 @@
-"""What is told about the labels of a data set: where they are from, and all that is not used."""
+"""The report on the labels of a data set: their sources, and everything that is not used."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from .names import LABELS
+from ase_segnn.quantities import LABELS, QUANTITIES
+
 from .survey import Comparison, LabelSurvey, Place, SomeFrames
 
 _FREE_ENERGY = 1e-3  # eV/atom, a difference to the energy that is more than a note
-UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}  # of differences
+
+_COMPARED = {"energy": "energy_per_atom"}  # label -> quantity whose differences are told
 
 Places = Mapping[str, Sequence[Place]]  # of each label, in the order in which they are tried
 
@@ -46,7 +48,7 @@ class Remark(BaseModel):
 
 
 class LabelReport(BaseModel):
-    """What was taken as labels of a data set, and what was not.
+    """Labels of a data set with their sources, and remarks on everything that is not used.
 
     Parameters
     ----------
@@ -89,15 +91,15 @@ class LabelReport(BaseModel):
 def make_report(
     survey: LabelSurvey, places: Places, options: Mapping[str, str], remarks: Sequence[Remark], told: set[Place]
 ) -> LabelReport:
-    """Write down what is taken and what is not.
+    """Make the report of a choice.
 
     Parameters
     ----------
     survey : of all frames
     places : where each label is taken from
     options : label -> what the option for its key is called
-    remarks : made while that was decided
-    told : places that these remarks name already
+    remarks : made during the choice
+    told : places that `remarks` name already
     """
     all_remarks = [
         *remarks,
@@ -130,7 +132,7 @@ def _on_names(survey: LabelSurvey, places: Places) -> Iterator[Remark]:
         differ = found.both - found.equal
         text = f"{names}, in different frames"
         if differ:
-            text += f"; they differ in {differ} of {found.both} frames with two of them, {_by(label, found)}"
+            text += f"; they differ in {differ} of {found.both} frames with two of them, {by_up_to(label, found)}"
         yield Remark(severity="warning", title=f"several names of the {label}", text=text)
 
 
@@ -186,7 +188,7 @@ def _on_unused(survey: LabelSurvey, places: Places, options: Mapping[str, str], 
             if taken:
                 text += f"; {label} {verb(label)} taken from {survey.named(label, taken)}"
             if differ:
-                text += f"; the two differ in {differ} of {found.both} frames, {_by(label, found)}"
+                text += f"; the two differ in {differ} of {found.both} frames, {by_up_to(label, found)}"
             elif found.both:
                 text += f", with the same values in all {found.both} frames that have both"
             severe = (differ > 0 or not found.both) and label not in survey.keys
@@ -222,5 +224,6 @@ def verb(label: str) -> str:
     return "are" if label == "forces" else "is"
 
 
-def _by(label: str, comparison: Comparison) -> str:
-    return f"by up to {comparison.largest:.3g} {UNITS[label]}"
+def by_up_to(label: str, comparison: Comparison) -> str:
+    """Say how much two sources of a label differ; energies per atom."""
+    return f"by up to {comparison.largest:.3g} {QUANTITIES[_COMPARED.get(label, label)].unit}"

@@ -1,4 +1,4 @@
-"""What there is in the frames of a data set that may be labels: counted frame by frame, judged by `choice`."""
+"""Counts of everything in the frames of a data set that may be a label; `choice` judges the counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from .names import LABELS, PER_ATOM, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
+from ase_segnn.quantities import LABELS
+
+from .names import PER_ATOM, RESULTS, LabelKeys, Spelling, looks_like_label, same_name, spelling
 from .values import LabelError, explain_lost_cell, frame_weights, has_volume, is_stale, label_value, lost_cell
 
 _Floats = NDArray[np.float64]
@@ -43,7 +45,7 @@ class SomeFrames:
         self.detail = ""  # of the first one
 
     def add(self, source: str, detail: str = "") -> None:
-        """Take in one more."""
+        """Add one frame."""
         if self.count == 0:
             self.detail = detail
         self.count += 1
@@ -52,7 +54,7 @@ class SomeFrames:
 
     @classmethod
     def joined(cls, parts: Iterable[SomeFrames]) -> SomeFrames:
-        """Put frames together of which none is in two parts."""
+        """Join groups of frames that have no frame in common."""
         joined = cls()
         for part in parts:
             joined.count += part.count
@@ -61,7 +63,7 @@ class SomeFrames:
 
     @property
     def have(self) -> str:
-        """The verb after their names."""
+        """Return "has" or "have", for after the names of the frames."""
         return "has" if self.count == 1 else "have"
 
     def tell(self, text: str) -> str:
@@ -93,7 +95,7 @@ class Tally:
     weight_names: set[str] = field(default_factory=set)
 
     def add(self, source: str, weight: float, names: Collection[str]) -> None:
-        """Take in a frame with its weight and the names of that."""
+        """Add a frame with its weight and the names of the weight."""
         self.frames.add(source)
         if weight == 0:
             self.weight_names.update(names)
@@ -147,7 +149,7 @@ class LabelSurvey:
         self._comparisons: dict[str, dict[frozenset[Place], Comparison]] = {label: {} for label in LABELS}
 
     def add(self, atoms: Atoms, source: str) -> None:
-        """Take in a frame, which is named `source` in messages."""
+        """Add a frame; `source` is its name in messages."""
         self.n_frames += 1
         if len(atoms) == 0:
             self.broken["has no atoms; leave it out"].add(source)

@@ -10,7 +10,9 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
-from .names import LABELS, Spelling, weighted_labels
+from ase_segnn.quantities import COMPONENTS, LABELS
+
+from .names import Spelling, weighted_labels
 
 _Floats = NDArray[np.float64]
 _CELLS = ("lattice", "latticevectors", "cell", "cellvectors", "unitcell", "box", "boxvectors")
@@ -87,7 +89,7 @@ def label_value(spelling: Spelling, value: Any, atoms: Atoms) -> _Floats:
     if value is None or size not in {6, 9}:
         flat = numbers(value, np.shape(value))
         raise LabelError(
-            "has", f"{flat.size} values, expected 6 in ASE's order xx, yy, zz, yz, xz, xy, or a 3x3 tensor"
+            "has", f"{flat.size} values, expected 6 in ASE's order {', '.join(COMPONENTS)}, or a 3x3 tensor"
         )
     flat = numbers(np.ravel(value), (size,))
     tensor = np.asarray(voigt_6_to_full_3x3_stress(flat) if size == 6 else flat.reshape(3, 3), dtype=np.float64)

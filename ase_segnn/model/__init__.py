@@ -1,1 +1,1 @@
-"""The network and the potential on top of it."""
+"""Mathematics in torch: steerable layers, the network, and the potential on top of it."""

@@ -1,4 +1,4 @@
-"""Functions of the direction: the spherical harmonics that steer."""
+"""Functions of the direction: real spherical harmonics, the attributes of edges."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class SphericalHarmonics(ModuleWithConstants):
         Y_{l+1,m_3} = k_l \sum_{m_1 m_2} C^{l\,1\,l+1}_{m_1 m_2 m_3} Y_{l,m_1} n_{m_2}, \quad
         k_l = \sqrt{\frac{2l+3}{2l+1}} \Big/ C^{l\,1\,l+1}_{000}
 
-    They equal ``e3nn.o3.spherical_harmonics``, which is a TorchScript function in some releases and then cannot be
-    traced with sizes that vary. Along the y axis, the polar axis of e3nn, only m = 0 is not zero, which gives k.
+    Equal to ``e3nn.o3.spherical_harmonics``. Use this module where torch traces with sizes that vary: in some releases
+    of e3nn the function is TorchScript and cannot be traced so. The constant k follows from the y axis, the polar axis
+    of e3nn, along which only components with m = 0 are not zero.
 
     Parameters
     ----------
@@ -44,10 +45,15 @@ class SphericalHarmonics(ModuleWithConstants):
         return torch.cat(harmonics, dim=1)
 
     def coupling(self, degree: int) -> NDArray[np.float64]:
-        """Return k C that leads to a degree of 2 or more, (3 (2 degree - 1), 2 degree + 1): rows m1, m2, columns m3."""
+        """Return k C of the step to a degree of 2 or more.
+
+        Returns
+        -------
+        (3 (2 degree - 1), 2 degree + 1), rows (m1, m2), columns m3
+        """
         return self._constants[f"coupling_{degree}"][0]
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """Products of all components, (n, I) and (n, J) to (n, I*J)."""
+    """Products of all components: (n, I) and (n, J) give (n, I*J)."""
     return (a[:, :, None] * b[:, None, :]).flatten(1)

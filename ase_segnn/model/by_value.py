@@ -1,4 +1,4 @@
-"""A potential or committee as numbers that are copied, to be handed to another process."""
+"""A potential or committee as plain arrays, for pickling to another process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ase_segnn.model.potential import Potential
 
 @dataclass(frozen=True, eq=False)
 class PotentialByValue:
-    """What a potential is made of, without tensors.
+    """Configuration and weights of a potential as arrays instead of tensors.
 
-    Whoever pickles a tensor to hand it to another process moves it into shared memory, in place; containers have little
-    of that. An array is copied.
+    A calculator pickles this form of its potential. Pickling a tensor for another process moves the tensor to shared
+    memory, in place, and containers have little shared memory. Arrays are copied.
 
     Parameters
     ----------
     config : of each member
     dtype : of the weights
-    members : name of each weight -> its numbers; more than one for a committee
+    members : for each member, name of a weight -> its numbers; several members are a committee
     """
 
     config: PotentialConfig
@@ -34,16 +34,16 @@ class PotentialByValue:
 
     @classmethod
     def of(cls, potential: Potential | Committee) -> PotentialByValue:
-        """Copy the numbers of a potential."""
+        """Copy the weights of a potential or committee."""
         members = potential.members if isinstance(potential, Committee) else [potential]
         weights = ({name: np.array(x.numpy(force=True)) for name, x in one.state_dict().items()} for one in members)
         return cls(potential.config, potential.dtype, tuple(weights))
 
     def potential(self, device: torch.device) -> Potential | Committee:
-        """Make the potential on a device, frozen and in evaluation mode."""
+        """Build the potential on a device, frozen and in evaluation mode."""
         members = []
         for weights in self.members:
-            with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # keep the caller's random numbers
                 member = Potential(self.config).to(self.dtype)
             member.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
             members.append(member.to(device).requires_grad_(False).eval())

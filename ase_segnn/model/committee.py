@@ -1,4 +1,4 @@
-"""A committee: several potentials that differ in their weights only, and how far they disagree."""
+"""A committee: several potentials with different weights. Their disagreement shows where not to trust a prediction."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential, Prediction
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class CommitteePrediction(Prediction):
-    r"""Means over the K members of a committee, and standard deviations between them.
+    r"""Means over the K members of a committee, and standard deviations between members.
 
-    A deviation is :math:`\sqrt{\sum_k (x_k - \bar x)^2 / (K - 1)}`; that of the force on an atom takes the length of
-    the vector :math:`\mathbf F_k - \bar{\mathbf F}` for the difference, so that it does not depend on how the structure
-    is turned.
+    A deviation is :math:`\sqrt{\sum_k (x_k - \bar x)^2 / (K - 1)}`. For the force on an atom the difference is the
+    length of the vector :math:`\mathbf F_k - \bar{\mathbf F}`, so deviations do not change when the structure turns.
 
     Parameters
     ----------
     energy, atom_energies, forces, stress : means, as in `Prediction`
     energy_std : (B,) float64, eV
     atom_energies_std : (N,) float64, eV
-    forces_std : (N,) float64, eV/Å, or None where no forces were asked for
+    forces_std : (N,) float64, eV/Å; None if no forces were asked for
     """
 
     energy_std: Tensor
@@ -37,20 +36,22 @@ class CommitteePrediction(Prediction):
 
 
 class Committee(nn.Module):
-    """Potentials of the same config that were trained from different random weights, evaluated together.
+    """Potentials of one config, trained from different random weights, that predict together.
 
-    The mean energy is the energy of the committee; the means of forces and stress are its derivatives, so that
-    dynamics conserve it. Where members disagree, their training data did not decide what is right: the deviations
-    are large for structures unlike those data. They are no error bars: what all members have wrong, they do not show.
+    Use a committee to see where not to trust a potential: deviations between members are large for structures unlike
+    the training data. Deviations are no error bars, since an error that all members share does not show.
+
+    The energy of the committee is the mean energy. Mean forces and mean stress are its derivatives, so dynamics
+    conserve the mean energy.
 
     Parameters
     ----------
-    members : two or more, which are not copied
+    members : two or more potentials; not copied
 
     Raises
     ------
     ValueError
-        If there are fewer than two, if they differ in config or dtype, or if two have the same weights.
+        If there are fewer than two members, if members differ in config or dtype, or if two have the same weights.
 
     References
     ----------
@@ -75,17 +76,17 @@ class Committee(nn.Module):
 
     @property
     def config(self) -> PotentialConfig:
-        """What defines each member besides its weights."""
+        """Configuration of each member."""
         return self.members[0].config
 
     @property
     def cutoff(self) -> float:
-        """Radius of the neighborhoods, Å."""
+        """Distance up to which atoms are neighbors, Å."""
         return self.members[0].cutoff
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """Chemical symbols of the elements it knows."""
+        """Chemical symbols of the elements that the committee knows."""
         return self.members[0].elements
 
     @property
@@ -97,12 +98,12 @@ class Committee(nn.Module):
         return f"Committee({len(self.members)} x {self.members[0]})"
 
     def predict(self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False) -> CommitteePrediction:
-        """Return means and deviations of what `Potential.predict` gives for each member, detached."""
+        """Predict means and deviations of the members' results, detached; arguments as of `Potential.predict`."""
         return combine([member.predict(graph, forces=forces, stress=stress) for member in self.members])
 
 
 def combine(predictions: Sequence[Prediction]) -> CommitteePrediction:
-    """Return means and deviations of the members' predictions for the same graph, two or more."""
+    """Return means and deviations of two or more members' predictions for the same graph."""
     energies = torch.stack([prediction.energy for prediction in predictions])
     atom_energies = torch.stack([prediction.atom_energies for prediction in predictions])
     forces = _stacked([prediction.forces for prediction in predictions])

@@ -1,4 +1,4 @@
-"""What defines a potential besides its weights: its physics and the shape of its network."""
+"""Configuration of a potential: its physics and the shape of its network, everything but the weights."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from ase_segnn.model.irreps import Irreps
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
-_MOST_PAIRS = 10  # of elements that are listed
-_MOST_ELEMENTS = 10  # that are listed
+_MOST_PAIRS = 10  # of elements, in a listing
+_MOST_ELEMENTS = 10  # in a listing
 
 
 class NetworkConfig(Configuration):
-    """Shape of the network under a potential; everything here is a choice of accuracy against cost.
+    """Shape of the network of a potential, a choice of accuracy against cost.
 
     Parameters
     ----------
-    cutoff : Å; pairs further apart do not see each other directly
+    cutoff : Å, at most 50; atoms further apart exchange no messages
     irreps_hidden : channels of the features per degree and parity
-    l_max_attributes : highest degree of the attributes that steer messages
-    l_max_node_attributes : and of those that steer updates and the readout, which are made from them; None for the same
+    l_max_attributes : highest degree of the edge attributes, which steer messages
+    l_max_node_attributes : highest degree of the node attributes, which steer updates and readout; default:
+        `l_max_attributes`
     n_layers : rounds of messages
-    n_radial : radial basis functions
-    radial_hidden : widths of the hidden layers of the network from radial basis to weights of the messages' products
-    gated_messages : two gates in the messages instead of one, see `ase_segnn.model.segnn.SEGNN`
+    n_radial : number of radial basis functions
+    radial_hidden : widths of the hidden layers between radial basis and weights of the messages' products
+    gated_messages : a gate after both message layers, not only after the first; see `ase_segnn.model.segnn.SEGNN`
     envelope_power : `p` of `ase_segnn.model.radial.polynomial_envelope`
     """
 
@@ -65,31 +66,31 @@ class NetworkConfig(Configuration):
 
     @property
     def shape(self) -> str:
-        """The shape in words, for cards and listings."""
+        """Layers, irreps and degrees in words, for cards and listings."""
         nodes = "" if self.l_max_node_attributes is None else f" at edges and {self.l_max_node_attributes} at nodes"
         layers = f"{self.n_layers} layer{'s' * (self.n_layers != 1)}"
         return f"{layers}, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
 
     @property
     def degree_of_nodes(self) -> int:
-        """Highest degree of the attributes of nodes."""
+        """Highest degree of the node attributes."""
         return self.l_max_attributes if self.l_max_node_attributes is None else self.l_max_node_attributes
 
 
 class PotentialConfig(Configuration):
-    """All that is needed to build a `Potential` before its weights are loaded.
+    """Configuration of a `Potential`: build one from it, then train or load the weights.
 
     Parameters
     ----------
     elements : chemical symbols, in the order of the network's inputs
     reference_energies : eV, energy of the isolated atom of each element
-    energy_shifts : eV per atom of each element, added where an atom has neighbors; default 0
+    energy_shifts : eV per atom of each element, added to atoms with neighbors; default: 0
     energy_scale : eV, unit of the network's output
-    average_neighbors : number n of neighbors within the cutoff of a typical atom; messages, which partly cancel, are
-        summed over sqrt(n), the attributes of nodes over n
+    average_neighbors : number n of neighbors within the cutoff of a typical atom; sums of messages, which partly
+        cancel, are divided by sqrt(n), node attributes by n
     zbl : add the Ziegler-Biersack-Littmark repulsion of the nuclei at short range
-    zbl_ends : Å, where it ends for pairs of elements, named as "H-C" with the lighter one first; by default the sum of
-        their covalent radii
+    zbl_ends : Å, end of the repulsion per pair of elements, named "H-C" with the lighter one first; default: the sum of
+        the covalent radii
     network : shape of the network
     """
 
@@ -128,14 +129,14 @@ class PotentialConfig(Configuration):
 
     @property
     def summary(self) -> str:
-        """Elements, cutoff and shape of the network in one line."""
+        """Elements, cutoff and shape of the network, in one line."""
         more = len(self.elements) - _MOST_ELEMENTS
         elements = " ".join(self.elements[:_MOST_ELEMENTS]) + f" and {more} more" * (more > 0)
         return f"{elements}, cutoff {self.network.cutoff:g} Å, {self.network.shape}{', ZBL' * self.zbl}"
 
     @property
     def repulsion(self) -> str:
-        """The repulsion of the nuclei in words, for cards and listings."""
+        """Repulsion of the nuclei in words, for cards and listings."""
         if not self.zbl:
             return "none"
         pairs = list(self.zbl_ends.items())

@@ -1,4 +1,4 @@
-"""Fixed numbers of a module, exact in whatever dtype the module is converted to."""
+"""Constants of a module that stay exact when the module changes its dtype."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class ModuleWithConstants(nn.Module):
-    """A module whose constants are rebuilt from float64 at each change of dtype or device.
+    """A module with constants, made anew from float64 values at each change of dtype or device.
 
-    A plain buffer that goes from float32 to float64 keeps the error of float32, and a total energy that passes
-    through float32 is lost; these constants do neither. They are not part of the ``state_dict``.
+    Use a constant instead of a buffer for numbers that must stay exact. A buffer keeps the rounding of float32 when the
+    module goes to float64, and a total energy in float32 loses its digits. Constants are not part of the
+    ``state_dict``.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class ModuleWithConstants(nn.Module):
         self._constants: dict[str, tuple[NDArray[np.float64], bool]] = {}
 
     def register_constant(self, name: str, value: NDArray[np.float64], *, always_float64: bool = False) -> None:
-        """Add ``self.<name>``, a tensor that follows the module's dtype unless `always_float64`."""
+        """Add the tensor ``self.<name>``, in the module's dtype or `always_float64`."""
         self._constants[name] = (np.array(value, dtype=np.float64), always_float64)
         dtype = torch.float64 if always_float64 else torch.float32
         self.register_buffer(name, torch.tensor(value, dtype=dtype), persistent=False)

@@ -1,7 +1,7 @@
-"""Irreducible representations of O(3), written as e3nn writes them, such as 64x0e+64x1o.
+"""Irreducible representations of O(3) in the notation of e3nn, such as 64x0e+64x1o.
 
-A network is built from these alone. The classes of e3nn equal them, but to import `e3nn.o3` takes seconds, in which
-torch's compiler and sympy are imported.
+The classes equal those of e3nn. Networks use these, because importing `e3nn.o3` also imports torch's compiler and
+sympy, which takes seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Irrep(NamedTuple):
         return 2 * self.l + 1
 
     def couples(self, other: Irrep, product: Irrep) -> bool:
-        """Whether the product of this irrep with another one holds a third."""
+        """Whether the product of this irrep with `other` contains `product`."""
         return abs(self.l - other.l) <= product.l <= self.l + other.l and product.p == self.p * other.p
 
     def __repr__(self) -> str:
@@ -37,7 +37,7 @@ class Irrep(NamedTuple):
 
 
 class MulIrrep(NamedTuple):
-    """Channels of one irrep."""
+    """Channels of one irrep: 64 of 1o are 64x1o."""
 
     mul: int
     ir: Irrep
@@ -47,16 +47,17 @@ class MulIrrep(NamedTuple):
 
 
 class Irreps(tuple[MulIrrep, ...]):
-    """Channels of several irreps, in an order.
+    """Channels of several irreps, in order, such as those of a feature.
 
     Parameters
     ----------
-    irreps : text, pairs of a number of channels and an irrep (itself text or degree and parity), or irreps of e3nn
+    irreps : text; or pairs of a number of channels and an irrep, which is text or a degree and a parity; or irreps of
+        e3nn
 
     Raises
     ------
     ValueError
-        If they are none of that.
+        If a text is no list of irreps.
 
     Examples
     --------
@@ -75,7 +76,7 @@ class Irreps(tuple[MulIrrep, ...]):
 
     @classmethod
     def spherical_harmonics(cls, l_max: int) -> Irreps:
-        """Those of the spherical harmonics up to a degree.
+        """Irreps of the spherical harmonics up to a degree.
 
         >>> Irreps.spherical_harmonics(2)
         1x0e+1x1o+1x2e
@@ -88,7 +89,7 @@ class Irreps(tuple[MulIrrep, ...]):
         return sum(mul * ir.dim for mul, ir in self)
 
     def slices(self) -> list[slice]:
-        """Where the components of each entry are in e3nn's flat layout."""
+        """Return the slice of each entry in e3nn's flat layout."""
         ends, end = [], 0
         for mul, ir in self:
             end += mul * ir.dim
@@ -96,7 +97,7 @@ class Irreps(tuple[MulIrrep, ...]):
         return ends
 
     def merged(self) -> Irreps:
-        """Sort by degree and parity, join equal irreps, leave out those without a channel."""
+        """Return irreps sorted by degree and parity, with equal ones joined and empty ones left out."""
         kinds = sorted({ir for mul, ir in self if mul > 0})
         return Irreps([(sum(mul for mul, other in self if other == ir), ir) for ir in kinds])
 

@@ -1,9 +1,10 @@
-"""The potential: energies from a SEGNN on the atomic graph, then forces and stress by differentiation."""
+"""The potential: energies of a SEGNN on an atomic graph, forces and stress as their derivatives."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.constants import ModuleWithConstants
@@ -22,53 +23,88 @@ from ase_segnn.model.steerable import sum_to
 from ase_segnn.model.zbl import ZBLRepulsion
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Result for N atoms in B structures.
+    """Energies, forces and stress of N atoms in B structures, as `Potential.predict` returns them.
 
     Parameters
     ----------
     energy : (B,) float64, eV
-    atom_energies : (N,) float64, eV; they sum up to `energy`
-    forces : (N, 3) float64, eV/Å, or None where not asked for
-    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension, or None where not asked for
+    atom_energies : (N,) float64, eV; their sum over a structure is its energy
+    forces : (N, 3) float64, eV/Å; None if not asked for
+    stress : (B, 3, 3) float64, eV/Å³, symmetric, positive in tension; None if not asked for
     """
 
     energy: Tensor
     atom_energies: Tensor
-    forces: Tensor | None = None
-    stress: Tensor | None = None
+    forces: Tensor | None = field(default_factory=_nothing)  # a default would hide `__getattr__`
+    stress: Tensor | None = field(default_factory=_nothing)
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[np.float64]]) -> Prediction:
+        """Return a prediction from arrays in the memory of the CPU, by the names above.
+
+        Each tensor shares the memory of its array and is made when it is read for the first time. To make all tensors
+        at once takes 5 % of the time in which a small network in compiled C++ evaluates a molecule.
+        """
+        prediction = object.__new__(cls)
+        vars(prediction)["_arrays"] = arrays
+        return prediction
+
+    if not TYPE_CHECKING:  # type checkers would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Tensor | None:
+            arrays = vars(self).get("_arrays")
+            if arrays is None or name not in {each.name for each in fields(self)}:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            tensor = torch.from_numpy(arrays[name]) if name in arrays else None
+            vars(self)[name] = tensor
+            return tensor
 
     def __repr__(self) -> str:
-        shapes = [f"{name} {tuple(value.shape)}" for name, value in vars(self).items() if value is not None]
+        shapes = [f"{name} {tuple(value.shape)}" for name, value in self._given().items()]
         return f"{type(self).__name__}({', '.join(shapes)}, {self.energy.device})"
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Return what there is of it as arrays, by the names above."""
-        return {name: tensor.numpy(force=True) for name, tensor in vars(self).items() if tensor is not None}
+        """Return all fields that are not None as arrays, by name."""
+        arrays: dict[str, NDArray[np.float64]] | None = vars(self).get("_arrays")
+        if arrays is None:
+            arrays = {name: tensor.numpy(force=True) for name, tensor in self._given().items()}
+        return arrays
+
+    def _given(self) -> dict[str, Tensor]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Potential(ModuleWithConstants):
-    r"""Energy of atoms as a sum of learned, local atom energies.
+    r"""Learned interatomic potential: the energy as a sum of local atom energies.
+
+    `predict` gives energies, forces and stress. `forward` gives differentiable atom energies.
 
     .. math::
         E = \sum_i E^0_{Z_i} + s_i \left(\Delta_{Z_i} + \sigma e_i\right), \quad
-        s_i = 1 - \exp\Big(-\sum_j u(d_ij)\Big)
+        s_i = 1 - \exp\Big(-\sum_j u(d_{ij})\Big)
 
-    e is the output of the `SEGNN`, Δ and σ are `energy_shifts` and `energy_scale`. The factor s, 0 for a lone atom and
-    1 to three digits or more from seven near neighbors on, makes an isolated atom's energy its reference energy
-    exactly, and lets the energy come apart smoothly to that limit.
+    e is the output of the `SEGNN`, u the envelope, E⁰ the reference energies, Δ the `energy_shifts` and σ the
+    `energy_scale`. The factor s is 0 for a lone atom, and 1 to three digits or more from seven near neighbors on. So
+    the energy of an isolated atom is exactly its reference energy, and energies go there smoothly as a structure comes
+    apart.
 
-    Species enter as one-hot scalars. The attribute of an edge is the spherical harmonics of its direction; the
-    attribute of a node the sum of those of its edges, up to a degree of its own, faded by the envelope u, with the
-    l = 0 part set to 1.
+    Species enter as one-hot scalars. The attribute of an edge is the spherical harmonics of its direction. The
+    attribute of a node is the sum of its edge attributes times u over `average_neighbors`, up to the degree
+    `l_max_node_attributes`, with a scalar part of 1.
 
-    Positions, edge vectors and sums of energies are float64; the network is float32 or, after ``.double()``, float64.
-    Reference energies stay float64 whatever the module is converted to.
+    Positions, edge vectors and sums of energies are float64. The network is float32 or, after ``.double()``, float64.
+    Reference energies stay float64 in both cases.
 
     Parameters
     ----------
-    config : see `PotentialConfig`
+    config : elements, reference energies and shape of the network
     """
 
     species_of_number: Tensor
@@ -80,7 +116,7 @@ class Potential(ModuleWithConstants):
         super().__init__()
         self.config = config
         numbers = [atomic_numbers[symbol] for symbol in config.elements]
-        unknown = len(numbers)  # out of range wherever species index, so that an unknown element is no other one
+        unknown = len(numbers)  # out of range of all tables by species: an unknown element is an error, not another one
         species_of_number = np.full(max(numbers) + 1, unknown)
         species_of_number[numbers] = np.arange(len(numbers))
         self.register_buffer("species_of_number", torch.tensor(species_of_number), persistent=False)
@@ -110,12 +146,12 @@ class Potential(ModuleWithConstants):
 
     @property
     def cutoff(self) -> float:
-        """Radius of the neighborhoods, Å."""
+        """Distance up to which atoms are neighbors, Å."""
         return self.config.network.cutoff
 
     @property
     def elements(self) -> tuple[str, ...]:
-        """Chemical symbols of the elements it knows."""
+        """Chemical symbols of the elements that the potential knows."""
         return self.config.elements
 
     @property
@@ -125,19 +161,19 @@ class Potential(ModuleWithConstants):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the parameters."""
         return self.one_hot.device
 
     def __repr__(self) -> str:
         return f"Potential({self.config.summary}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
 
     def forward(self, graph: AtomicGraph, edge_vectors: Tensor | None = None) -> Tensor:
-        """Energy of each atom, differentiable.
+        """Return the energy of each atom, differentiable by edge vectors and weights.
 
         Parameters
         ----------
-        graph : its elements must be among `elements`; pairs beyond the cutoff contribute nothing
-        edge_vectors : (E, 3) float64 Å, in place of those of `graph`
+        graph : with elements among `elements`; pairs beyond the cutoff contribute nothing
+        edge_vectors : (E, 3) float64 Å, to differentiate by; default: the edge vectors of `graph`
 
         Returns
         -------
@@ -181,7 +217,7 @@ class Potential(ModuleWithConstants):
         return energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
 
     def radial_functions(self, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """Message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
+        """Return message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
         network = self.config.network
         envelope = polynomial_envelope(distances, network.cutoff, network.envelope_power)
         scalars = bessel_basis(distances, network.cutoff, network.n_radial)
@@ -190,7 +226,7 @@ class Potential(ModuleWithConstants):
     def predict(
         self, graph: AtomicGraph, *, forces: bool = True, stress: bool = False, create_graph: bool = False
     ) -> Prediction:
-        r"""Energies and, where asked for, their derivatives, all by one differentiation with respect to edge vectors.
+        r"""Predict energies, and forces and stress by one differentiation with respect to edge vectors.
 
         With :math:`g_{ij} = \partial E / \partial r_{ij}`,
 
@@ -201,9 +237,13 @@ class Potential(ModuleWithConstants):
         Parameters
         ----------
         graph : one structure or a batch
-        forces, stress : what to compute besides the energies; stress needs cells with a volume
-        create_graph : keep what is needed to differentiate the result again, as training does; otherwise all results
-            are detached
+        forces, stress : compute them besides the energies; stress needs cells with a volume
+        create_graph : for training: results can be differentiated again; otherwise all results are detached
+
+        Raises
+        ------
+        IndexError
+            See `forward`.
         """
         edge_vectors = graph.edge_vectors().detach()
         if forces or stress:
@@ -234,7 +274,16 @@ def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tenso
 
 
 def sum_structures(graph: AtomicGraph, structure: Tensor, values: Tensor) -> Tensor:
-    """Sum the rows of each structure; for a single one without an index, on which Inductor of torch 2.13 stumbles."""
+    """Sum the rows of each structure, to (B, ...).
+
+    A single structure is summed without an index, because Inductor of torch 2.13 fails on a sum with one.
+
+    Parameters
+    ----------
+    graph : with B structures
+    structure : (n,) int64 index of the structure of each row
+    values : (n, ...)
+    """
     if graph.n_structures == 1:
         return values.sum(0, keepdim=True)
     return sum_to(graph.n_structures, structure, values)

@@ -1,4 +1,4 @@
-"""Functions of the distance: the radial basis of the messages and the envelope that ends them at the cutoff."""
+"""Functions of the distance: the radial basis of messages, and the envelope that fades messages out at the cutoff."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bessel_basis(distances: Tensor, cutoff: float, n_basis: int) -> Tensor:
 
     Returns
     -------
-    (E, n_basis) in Å^(-3/2), orthonormal on the radius of a sphere with the weight d²
+    (E, n_basis) in Å^(-3/2), orthonormal between 0 and the cutoff with the weight d²
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The steerable E(3)-equivariant graph network, as in the paper's equations 3 to 5; it knows no atoms and no units."""
+"""The steerable E(3)-equivariant graph network of the paper, eqs. 3 to 5, without atoms and units."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ _RESIDUAL_GAIN = 0.2  # initial size of updates and outputs; with 1 the features
 
 
 class SteerableMLP(nn.Module):
-    """Two steerable layers with a gate between them: the last step of updates and of the readout."""
+    r"""Two steerable layers with a gate between them, used for updates and for the readout.
+
+    .. math:: y = L_2(\mathrm{gate}(L_1(f; a)); a)
+
+    Both layers are steered by the same node attribute.
+    """
 
     def __init__(self, irreps_in: Irreps, irreps_attributes: Irreps, irreps_hidden: Irreps, irreps_out: Irreps) -> None:
         super().__init__()
@@ -35,19 +40,19 @@ class SteerableMLP(nn.Module):
         self.linear_2 = SteerableLinear(irreps_hidden, irreps_attributes, irreps_out, gain=_RESIDUAL_GAIN)
 
     def forward(self, features: Features, steering: Steering) -> Features:
-        """Map features of `irreps_in` to features of `irreps_out`, both layers steered by the same attribute."""
+        """Map features of `irreps_in` to features of `irreps_out`."""
         outputs: Features = self.linear_2(self.gate(self.linear_1(features, steering)), steering)
         return outputs
 
 
 class Edges(NamedTuple):
-    """What the layers need of the E edges.
+    """Ends, attributes and invariants of E edges, as the message layers take them.
 
     Parameters
     ----------
     centers, neighbors : (E,) int64; a message goes from neighbor to center
-    steering : by the attributes of the edges
-    scalars : (E, n) additional invariants of the messages, or None
+    steering : matrices of the edge attributes
+    scalars : (E, n_message_scalars) invariant inputs of the messages, or None
     weights : (E,) factor of each message in the sum, or None for 1
     """
 
@@ -59,20 +64,21 @@ class Edges(NamedTuple):
 
 
 class MessageNetwork(nn.Module):
-    r"""Messages and their sum, eqs. 3 and 4 of the paper: two steerable layers, steered by the edge's attribute.
+    r"""Messages along edges and their sum at each node, eqs. 3 and 4 of the paper.
 
     .. math:: m_i = \sum_j w_{ij}\, \phi_m(f_i, f_j, b_{ij}; a_{ij})
 
-    The additional scalars b enter twice: as inputs of the first layer, as in the paper, and through a small network as
-    weights of the second product, which the paper allows for; see `SEGNN`.
+    φ_m has two steerable layers, both steered by the edge attribute. The message scalars b enter twice: as
+    inputs of the first layer, as in the paper, and through a small network as weights of the second layer's products;
+    see `SEGNN`.
 
-    With fewer than two gates the second layer is linear. Then its matrices of weights, the same for all edges, act once
-    on the sum over neighbors instead of on every message, and those of the first act on nodes anyway: what is left
-    along edges works channel by channel.
+    With fewer than two gates the second layer is linear. The weights of the second layer are the same for all edges,
+    and so act once on the sum over neighbors instead of on each message. The weights of the first layer act on nodes.
+    Along an edge only channelwise operations are left.
 
     Parameters
     ----------
-    irreps, irreps_attributes, irreps_messages : of the nodes' features, the edges' attributes, the messages
+    irreps, irreps_attributes, irreps_messages : of node features, edge attributes and messages
     n_scalars, weights_hidden, gates : `n_message_scalars`, `message_weights_hidden` and `message_gates` of `SEGNN`
     """
 
@@ -95,17 +101,17 @@ class MessageNetwork(nn.Module):
         self.linear_1 = SteerableLinear(irreps + irreps + scalars, irreps_attributes, before_1)
         self.linear_2 = SteerableLinear(irreps_messages, irreps_attributes, before_2, bias=self.gate_2 is not None)
         self._has_scalars = n_scalars > 0
-        # per edge and channel: one weight of each hidden channel, or of each of its ways through the second product
-        each_way = [weight.shape[0] for weight in self.linear_2.weights]
-        self._n_weights = each_way if self.gate_2 is None else [mul for mul, _ in irreps_messages]
+        # weights per edge: one for each channel and path of the second product, or with a second gate for each channel
+        per_path = [weight.shape[0] for weight in self.linear_2.weights]
+        self._n_weights = per_path if self.gate_2 is None else [mul for mul, _ in irreps_messages]
         self.weights = (
             _invariant_mlp(n_scalars, *weights_hidden, sum(self._n_weights)) if n_scalars and weights_hidden else None
         )
-        # what does the same as `forward`, faster; see `ase_segnn.engines.message_kernels`
+        # a faster drop-in for `forward`, set by `ase_segnn.engines.message_kernels`
         self.instead: Callable[[Features, Edges], Features] | None = None
 
     def forward(self, features: Features, edges: Edges) -> Features:
-        """Sum the messages to each of the N nodes, made from the nodes' features."""
+        """Return the sum of the messages to each of N nodes, from the features of all nodes."""
         if self.instead is not None:
             return self.instead(features, edges)
         inputs = (*features, *features)
@@ -127,7 +133,7 @@ class MessageNetwork(nn.Module):
         return tuple(sum_to(features[0].shape[0], edges.centers, x) for x in messages)
 
     def _weights(self, scalars: Tensor | None, factor: Tensor | None) -> Features | None:
-        """Weights (E, 1, n) of the second product, times a factor (E,) of the message."""
+        """Weights (E, 1, n) of the second layer's products, times the factor (E,) of each message."""
         if self.weights is None:
             return None if factor is None else (factor[:, None, None],) * len(self._n_weights)
         weights = self.weights(scalars)
@@ -136,9 +142,11 @@ class MessageNetwork(nn.Module):
 
 
 class SEGNNLayer(nn.Module):
-    r"""One round of messages, aggregation and update, eqs. 3 to 5 of the paper.
+    r"""One round of the network: messages, their sum and the update, eqs. 3 to 5 of the paper.
 
     .. math:: f_i' = f_i + \phi_f(f_i, m_i; a_i)
+
+    The caller gets the sums m of messages from `message`, then calls `forward` with m.
     """
 
     def __init__(
@@ -153,7 +161,7 @@ class SEGNNLayer(nn.Module):
         self.update = SteerableMLP(irreps + irreps_messages, irreps_node_attributes, irreps, irreps)
 
     def forward(self, features: Features, aggregated: Features, node_steering: Steering) -> Features:
-        """Features of the N nodes after this round, from those before and the sums of messages."""
+        """Return the updated features of N nodes, from the old features and the sums of messages."""
         updates = self.update((*features, *aggregated), node_steering)
         return tuple(x + update for x, update in zip(features, updates, strict=True))
 
@@ -161,17 +169,18 @@ class SEGNNLayer(nn.Module):
 class SEGNN(nn.Module):
     r"""Steerable E(3)-equivariant graph network for any irreps, node and graph tasks.
 
-    A linear embedding, `n_layers` rounds of `SEGNNLayer`, and a readout; each steered by attributes. Inputs and outputs
-    are in e3nn's flat layout.
+    Use `SEGNN` for your own steerable features; `Potential` builds one for atoms. A linear embedding, `n_layers` rounds
+    of `SEGNNLayer` and a readout follow one another, each steered by attributes. Inputs and outputs are in e3nn's flat
+    layout.
 
-    What differs from the paper's code, for the sake of potentials:
+    Differences from the paper's code, for the sake of potentials:
 
-    - The second layer of the messages has no gate, unless `message_gates` is 2, so that its matrices act on sums of
-      messages instead of on each; `benchmarks/README.md` shows what that costs and what it gains.
-    - `message_scalars` may be any functions of the distance (a radial basis) instead of its square, and besides being
-      inputs they make learned weights of the second layer's products, without which potentials learn slower.
-    - `edge_weights` scale each message before the sum. With an envelope that ends at the cutoff the result is smooth
-      when a neighbor enters or leaves, and with it the normalization of the sum is a constant, not a count.
+    - The second message layer has no gate, unless `message_gates` is 2. Without a gate its weights act on sums of
+      messages instead of on each message. `benchmarks/REJECTED.md`, "Network", compares both.
+    - `message_scalars` may be any functions of the distance, such as a radial basis, instead of the squared distance.
+      Message scalars also make learned weights of the second layer's products, without which potentials learn slower.
+    - `edge_weights` scale each message before the sum. With an envelope that ends at the cutoff, outputs stay smooth
+      when a neighbor enters or leaves, and sums are normalized by a constant instead of a count.
     - No batch, instance or other normalization ties nodes or graphs of a batch to one another.
     - Pooling follows the readout, so that a sum stays extensive.
     - Nothing happens in place.
@@ -179,18 +188,23 @@ class SEGNN(nn.Module):
     Parameters
     ----------
     irreps_in, irreps_hidden, irreps_out : of the node features at input, between the layers and at output
-    irreps_node_attributes, irreps_edge_attributes : what steers; must hold scalars, or inputs would lose their own
-        degree on the way
+    irreps_node_attributes, irreps_edge_attributes : of the attributes that steer; each needs a scalar, or features lose
+        the paths that keep their own degree
     n_layers : rounds of messages
-    n_message_scalars : additional invariant inputs of each message
-    message_weights_hidden : widths of the layers of the network from message scalars to weights of products; none for
-        no weights
-    irreps_messages : of the messages, `irreps_hidden` if None; scalars alone make invariant messages
-    message_gates : 2 for a gate after each layer of the messages, as in the paper, 1 for one after the first layer, 0
-        for messages that are linear in the nodes' features
-    task : "node" gives one output per node, "graph" pools them
+    n_message_scalars : invariant inputs of each message, besides the features
+    message_weights_hidden : widths of the hidden layers between message scalars and weights of products; () for no
+        weights
+    irreps_messages : of the messages; default: `irreps_hidden`; with scalars alone messages are invariant
+    message_gates : 2: a gate after both message layers, as in the paper; 1: after the first; 0: none, so messages are
+        linear in the node features
+    task : "node" for one output per node, "graph" for one per graph
     pooling : "sum" or "mean" over the nodes of each graph, for the task "graph"
-    unit_scalar_attributes : promise that even scalars of all attributes equal 1, which saves their products
+    unit_scalar_attributes : promise that the even scalars of all attributes equal 1; their products are skipped
+
+    Raises
+    ------
+    ValueError
+        If `task`, `pooling` or `message_gates` has another value.
 
     References
     ----------
@@ -250,7 +264,7 @@ class SEGNN(nn.Module):
 
     @property
     def rounds(self) -> list[SEGNNLayer]:
-        """The rounds of messages, in their order."""
+        """Rounds of messages in order: `layers` with their type."""
         return [layer for layer in self.layers if isinstance(layer, SEGNNLayer)]
 
     def forward(
@@ -274,9 +288,9 @@ class SEGNN(nn.Module):
         node_attributes : (N, irreps_node_attributes.dim)
         edge_attributes : (E, irreps_edge_attributes.dim)
         centers, neighbors : (E,) int64; a message goes from neighbor to center
-        message_scalars : (E, n_message_scalars), needed if that is not 0
-        edge_weights : (E,) factor of each message in the sum; 1 if None
-        graph_of_node : (N,) int64, for the task "graph" with more than one graph
+        message_scalars : (E, n_message_scalars), needed if `n_message_scalars` is not 0
+        edge_weights : (E,) factor of each message in the sum; default: 1
+        graph_of_node : (N,) int64 index of the graph, for the task "graph" with more than one graph
         n_graphs : number of graphs B
 
         Returns
@@ -311,12 +325,12 @@ class SEGNN(nn.Module):
 
 
 def _sorted(irreps: Irreps | str) -> Irreps:
-    """Sort irreps and join equal ones, so that gates find their scalars in one entry."""
+    """Irreps sorted, with equal ones joined, so that a gate finds its scalars in one entry."""
     return Irreps(irreps).merged()
 
 
 def _invariant_mlp(*widths: int) -> nn.Sequential:
-    """SiLU network of invariants whose outputs start with about unit variance; `widths` of input, layers and output."""
+    """SiLU network of invariants; outputs start with about unit variance; `widths` of input, layers and output."""
     modules: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
         linear = nn.Linear(n_in, n_out, dtype=torch.float32)

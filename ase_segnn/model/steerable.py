@@ -1,8 +1,10 @@
 """Steerable layers: Clebsch-Gordan products steered by an attribute, and the gate.
 
-Inside the network a steerable feature is a tuple with one tensor (n, 2l+1, C) per entry of its irreps: channels last
-and contiguous, so that every product with weights is one large matrix product. `split` and `flatten` convert from and
-to e3nn's flat layout (n, irreps.dim), where the components of one channel are adjacent.
+Inside the network a steerable feature is a tuple of one tensor (n, 2l+1, C) per entry of its irreps. Channels are last
+and contiguous, so that a product with weights is one large matrix product. e3nn's flat layout (n, irreps.dim) has the
+components of one channel next to each other. `split` converts from the flat layout, `flatten` to it.
+
+Example: 10 features of 64x0e+64x1o are the tensors (10, 1, 64) and (10, 3, 64), in the flat layout (10, 256).
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from ase_segnn.model.wigner import wigner_3j
 
 Features = tuple[Tensor, ...]
 
-# 1 / sqrt(E[f(z)^2]) for z ~ N(0, 1), so that activations keep the second moment of their input (e3nn's convention,
-# there estimated from samples); a test integrates them again.
+# 1 / sqrt(E[f(z)^2]) for z ~ N(0, 1): activations keep the second moment of normal inputs. e3nn has the same convention
+# and estimates the constants from samples; a test integrates these.
 SILU_NORM = 1.676532470331091
 SIGMOID_NORM = 1.8462285453386056
 
 
 def split(flat: Tensor, irreps: Irreps) -> Features:
-    """Turn e3nn's flat layout (n, irreps.dim) into one tensor (n, 2l+1, C) per entry of `irreps`."""
+    """Convert e3nn's flat layout (n, irreps.dim) to one tensor (n, 2l+1, C) per entry of `irreps`."""
     return tuple(
         flat[:, entry].reshape(flat.shape[0], mul, ir.dim).transpose(1, 2).contiguous()
         for entry, (mul, ir) in zip(irreps.slices(), irreps, strict=True)
@@ -36,31 +38,32 @@ def split(flat: Tensor, irreps: Irreps) -> Features:
 
 
 def flatten(features: Features) -> Tensor:
-    """Turn one tensor (n, 2l+1, C) per entry into e3nn's flat layout (n, irreps.dim)."""
+    """Convert one tensor (n, 2l+1, C) per entry to e3nn's flat layout (n, irreps.dim)."""
     return torch.cat([x.transpose(1, 2).flatten(1) for x in features], dim=1)
 
 
 def sum_to(n_rows: int, index: Tensor, values: Tensor) -> Tensor:
-    """Sum the rows of `values` (n, ...) that have the same `index` (n,): (n_rows, ...)."""
+    """Sum the rows of `values` (n, ...) with the same `index` (n,), to (n_rows, ...)."""
     total: Tensor = values.new_zeros(n_rows, *values.shape[1:]).index_add(0, index, values)
     return total
 
 
 class Steering:
-    r"""An attribute, and the small matrices by which it steers features; made once, used by every layer.
+    r"""An attribute as the small matrices with which layers steer features.
 
-    A feature of degree l1 meets the attribute of degree l2 and becomes one of degree l3 by the matrix
+    Make one `Steering` for the nodes and one for the edges, and give both to all layers. Each matrix is computed once,
+    at its first use. A feature of degree l1 and the attribute of degree l2 give a feature of degree l3 by the matrix
 
     .. math:: M_{m_1 m_3} = \sqrt{2 l_3 + 1} \sum_{m_2} C^{l_1 l_2 l_3}_{m_1 m_2 m_3} a_{m_2}
 
-    Because each copy of an attribute is a single channel, this matrix and one matrix of weights per path are all that
-    a fully connected tensor product needs.
+    Each copy of an attribute is a single channel. So a fully connected tensor product needs no more than M and one
+    matrix of weights per path.
 
     Parameters
     ----------
     attributes : (n, irreps.dim) in e3nn's flat layout
-    irreps : of the attribute
-    unit_scalar : promise that every even scalar of the attribute equals 1; its products are then skipped
+    irreps : of the attributes
+    unit_scalar : promise that each even scalar of the attributes equals 1; products with it are skipped
     """
 
     def __init__(self, attributes: Tensor, irreps: Irreps, *, unit_scalar: bool = False) -> None:
@@ -76,7 +79,14 @@ class Steering:
         self._matrices: dict[tuple[int, int, int], Tensor] = {}
 
     def steer(self, x: Tensor, path: Path, symbols: Tensor) -> Tensor:
-        """Couple features (n, 2*l1+1, C) to the attribute: (n, 2*l3+1, C)."""
+        """Couple features (n, 2*l1+1, C) with the attribute on one path, to (n, 2*l3+1, C).
+
+        Parameters
+        ----------
+        x : (n, 2*l1+1, C)
+        path : entry and degrees; its copy of the attribute is used
+        symbols : (2*l1+1, 2*l2+1, 2*l3+1) Wigner 3j symbols of the path, unused if l2 is 0
+        """
         ir, attribute = self._copies[path.copy]
         if ir.l == 0:
             return x if self._unit_scalar and ir.p == 1 else x * attribute[:, :, None]
@@ -94,30 +104,47 @@ class Steering:
 
 
 class Path(NamedTuple):
-    """One way from an entry of the input over a copy of the attribute to an entry of the output."""
+    """One coupling of the product: an entry of the input, a copy of the attribute, an entry of the output.
+
+    Parameters
+    ----------
+    entry_in : index of the input's entry
+    copy : index of the attribute's copy; an attribute 2x0e+1x1o has the copies 0, 1 and 2
+    l_in, l_attribute, l_out : degrees
+    rows : of the weights of the output's entry, one per channel of the input's entry
+    """
 
     entry_in: int
     copy: int
     l_in: int
     l_attribute: int
     l_out: int
-    rows: slice  # of the weights of the output's entry
+    rows: slice
 
 
 class SteerableLinear(ModuleWithConstants):
-    """Fully connected Clebsch-Gordan product of features with an attribute; learned weights, bias on even scalars.
+    """Fully connected Clebsch-Gordan product of features with an attribute, with learned weights.
+
+    `forward` is the plain form. `forward_gathered` and `forward_summed` give the same results with fewer operations:
+    the first when features are gathered from nodes to edges, the second when results are summed from edges to nodes.
 
     Equals e3nn's ``FullyConnectedTensorProduct`` with ``irrep_normalization="component"`` and
-    ``path_normalization="element"``: with unit-variance inputs the outputs start with unit variance. The weights hold
-    that normalisation in their initial spread, 1/sqrt(fan-in), instead of as a factor.
+    ``path_normalization="element"``: outputs start with unit variance for inputs of unit variance. Here the initial
+    weights have the spread 1/sqrt(fan-in); e3nn multiplies by a factor instead.
 
-    Paths that no combination of input and attribute reaches do not exist; an output entry without any path is zero.
+    A path exists only if input and attribute reach its output. An output entry without any path is zero.
 
     Parameters
     ----------
     irreps_in, irreps_attributes, irreps_out : entries are kept in the order given
     gain : factor of the initial weights
-    bias : add one to even scalars
+    bias : add a learned constant to even scalars
+
+    Attributes
+    ----------
+    paths : the `Path` list of each entry of `irreps_out`
+    weights : one matrix per entry of `irreps_out`; rows are all channels of all its paths, columns its own channels
+    biases : entry of `irreps_out`, as text, -> (C,)
     """
 
     def __init__(
@@ -134,7 +161,7 @@ class SteerableLinear(ModuleWithConstants):
         self.irreps_attributes = Irreps(irreps_attributes)
         self.irreps_out = Irreps(irreps_out)
         copies = [ir for mul, ir in self.irreps_attributes for _ in range(mul)]
-        self.paths: list[list[Path]] = []  # per entry of the output
+        self.paths: list[list[Path]] = []
         self._n_steered_first: list[int] = []
         weights = []
         biases: dict[str, nn.Parameter] = {}
@@ -145,7 +172,7 @@ class SteerableLinear(ModuleWithConstants):
                 for copy, ir in enumerate(copies)
                 if ir_in.couples(ir, ir_out)
             ]
-            found.sort(key=lambda path: path[2] < path[4])  # those cheaper to steer before the weights come first
+            found.sort(key=lambda path: path[2] < path[4])  # paths that are cheaper to steer before the weights first
             self._n_steered_first.append(sum(path[2] >= path[4] for path in found))
             paths, row = [], 0
             for entry, copy, l_in, l_attribute, l_out, mul_in in found:
@@ -172,7 +199,7 @@ class SteerableLinear(ModuleWithConstants):
         return steering.steer(x, path, symbols)
 
     def forward(self, features: Features, steering: Steering) -> Features:
-        """Map features, one tensor (n, 2l+1, C) per entry of `irreps_in`, to those of `irreps_out`."""
+        """Map features of `irreps_in` to features of `irreps_out`, one tensor (n, 2l+1, C) per entry."""
         outputs: list[Tensor | None] = []
         for paths, n_steered_first, weight in zip(self.paths, self._n_steered_first, self.weights, strict=True):
             out = None
@@ -181,7 +208,7 @@ class SteerableLinear(ModuleWithConstants):
                 rows = slice(0, paths[n_steered_first - 1].rows.stop)
                 out = (steered[0] if len(steered) == 1 else torch.cat(steered, dim=2)) @ weight[rows]
             for _, group in groupby(paths[n_steered_first:], lambda path: (path.l_in, path.copy)):
-                alike = list(group)  # steered alike, so that their weights act together
+                alike = list(group)  # paths with one steering matrix: their weights act together
                 x = [features[path.entry_in] for path in alike]
                 rows = slice(alike[0].rows.start, alike[-1].rows.stop)
                 term = self._steer((x[0] if len(x) == 1 else torch.cat(x, dim=2)) @ weight[rows], alike[0], steering)
@@ -190,53 +217,61 @@ class SteerableLinear(ModuleWithConstants):
         return self._finish(outputs, features[0], steering.n_rows)
 
     def forward_gathered(self, features: Features, indices: Sequence[Tensor | None], steering: Steering) -> Features:
-        """Do the same for features that are gathered to the rows of `steering`, with the weights applied before.
+        """Weights at nodes, then gather and steer along edges: N instead of E products with weights (eq. 3).
 
-        The product is linear in each entry, so its weights can act on the N rows of nodes instead of the E rows of
-        edges; entries of one irrep are added before they are steered.
+        Equals `forward` of the gathered features, since the product is linear in each entry. Entries of one irrep are
+        added before the steering.
 
         Parameters
         ----------
         features : one tensor (n_i, 2l+1, C) per entry of `irreps_in`
-        indices : per entry the (n,) rows to gather, or None where the entry has the rows of `steering` already
+        indices : per entry the (n,) rows to gather, or None for an entry with the n rows of `steering`
         steering : with n rows
+
+        Returns
+        -------
+        one tensor (n, 2l+1, C) per entry of `irreps_out`
         """
         outputs: list[Tensor | None] = [None] * len(self.irreps_out)
         for ir in dict.fromkeys(ir for _, ir in self.irreps_in):
             entries = [entry for entry, (_, ir_in) in enumerate(self.irreps_in) if ir_in == ir]
-            ways = [(o, path) for o, paths in enumerate(self.paths) for path in paths if path.entry_in == entries[0]]
-            if not ways:
+            uses = self._uses(entries[0])
+            if not uses:
                 continue
             projected: Tensor | None = None
             for entry in entries:
-                used = [(o, path) for o, paths in enumerate(self.paths) for path in paths if path.entry_in == entry]
                 index = indices[entry]
-                x = features[entry] @ torch.cat([self.weights[o][path.rows] for o, path in used], dim=1)
+                weights = [self.weights[out][path.rows] for out, path in self._uses(entry)]
+                x = features[entry] @ torch.cat(weights, dim=1)
                 x = x if index is None else x.index_select(0, index)
                 projected = x if projected is None else projected + x
             assert projected is not None
-            parts = projected.split([self.irreps_out[o].mul for o, _ in ways], dim=2)
-            for (o, path), part in zip(ways, parts, strict=True):
+            parts = projected.split([self.irreps_out[out].mul for out, _ in uses], dim=2)
+            for (out, path), part in zip(uses, parts, strict=True):
                 term = self._steer(part, path, steering)
-                current = outputs[o]
-                outputs[o] = term if current is None else current + term
+                current = outputs[out]
+                outputs[out] = term if current is None else current + term
         return self._finish(outputs, features[0], steering.n_rows)
 
     def forward_summed(
         self, features: Features, steering: Steering, factors: Features | None, index: Tensor, n_rows: int
     ) -> Features:
-        """Do the same and sum the rows of the result that have the same `index`, with the weights applied afterwards.
+        """Steer along edges, sum at nodes, then weights: N instead of E products with weights (eq. 4).
 
-        The product is linear and its weights are the same for all rows, so they can act on the sums.
+        Equals the sum of `forward` over the rows with the same `index`, since the weights are the same for all rows.
 
         Parameters
         ----------
         features : one tensor (n, 2l+1, C) per entry of `irreps_in`
         steering : with n rows
-        factors : per entry of `irreps_out`, (n, 1, C') that multiplies the steered channels in the order of the
-            weights' rows, or (n, 1, 1) for all of them; None for 1
-        index : (n,) int64, which row of the result each row goes to
-        n_rows : of the result
+        factors : per entry of `irreps_out`, (n, 1, C') in the order of the weights' rows, or (n, 1, 1) for all
+            channels; multiplies the steered channels; None for 1
+        index : (n,) int64 row of the result for each row
+        n_rows : number of rows of the result, N
+
+        Returns
+        -------
+        one tensor (N, 2l+1, C) per entry of `irreps_out`
         """
         sums: list[Tensor | None] = []
         for entry, (paths, weight) in enumerate(zip(self.paths, self.weights, strict=True)):
@@ -249,8 +284,12 @@ class SteerableLinear(ModuleWithConstants):
             sums.append(sum_to(n_rows, index, x) @ weight)
         return self._finish(sums, features[0], n_rows)
 
+    def _uses(self, entry: int) -> list[tuple[int, Path]]:
+        """Paths that an entry of the input takes, each with the index of its output entry."""
+        return [(out, path) for out, paths in enumerate(self.paths) for path in paths if path.entry_in == entry]
+
     def _finish(self, outputs: list[Tensor | None], like: Tensor, n_rows: int) -> Features:
-        """Add biases, and zeros for outputs that nothing reaches."""
+        """Add biases, and put zeros for outputs without a path."""
         finished = []
         for entry, (out, (mul, ir)) in enumerate(zip(outputs, self.irreps_out, strict=True)):
             reached = like.new_zeros(n_rows, ir.dim, mul) if out is None else out
@@ -263,17 +302,19 @@ def _name(l_in: int, l_attribute: int, l_out: int) -> str:
 
 
 class Gate(nn.Module):
-    """Equivariant non-linearity: SiLU on even scalars; every other channel times the sigmoid of a scalar of its own.
+    """Equivariant non-linearity: SiLU on even scalars, any other channel times the sigmoid of a scalar of its own.
 
-    Equals e3nn's ``Gate`` with these activations up to its normalization constants, which are estimated from samples.
+    Put a gate after a `SteerableLinear` with the outputs ``Gate(irreps).irreps_in``. Equals e3nn's ``Gate`` with these
+    activations, but for normalization constants that e3nn estimates from samples.
 
     Parameters
     ----------
-    irreps_out : of the result; at most one entry of even scalars
+    irreps_out : with at most one entry of even scalars
 
     Attributes
     ----------
-    irreps_in : what the layer before must deliver: one entry with scalars and gates, then the gated entries
+    irreps_in : one entry of even scalars (first those of the result, then one gate per gated channel), then the gated
+        entries
     """
 
     def __init__(self, irreps_out: Irreps) -> None:

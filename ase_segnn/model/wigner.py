@@ -1,4 +1,4 @@
-"""Real Wigner 3j symbols, which couple two steerable vectors to a third."""
+"""Real Wigner 3j symbols, the coefficients that couple two steerable vectors to a third."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 def wigner_3j(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
     r"""Real Wigner 3j symbols :math:`C^{l_1 l_2 l_3}_{m_1 m_2 m_3}` in e3nn's order of components.
 
-    Trained weights are worth nothing under another sign. For an even :math:`l_1 + l_2 + l_3` the symbols are those of
-    every e3nn. For an odd one the releases differ: (1, 2, 2) and (1, 3, 3) among others changed sign after 0.4.4; here
-    their first component that is not zero is positive.
+    Signs matter: trained weights are wrong under another sign. If :math:`l_1 + l_2 + l_3` is even, the symbols equal
+    those of all releases of e3nn. If the sum is odd, releases differ, and here the first component that is not zero is
+    positive. (1, 2, 2) and (1, 3, 3), among others, changed their sign after e3nn 0.4.4.
 
     Parameters
     ----------
-    l1, l2, l3 : degrees that fulfil ``abs(l1 - l2) <= l3 <= l1 + l2``
+    l1, l2, l3 : degrees with ``abs(l1 - l2) <= l3 <= l1 + l2``
 
     Returns
     -------
@@ -37,7 +37,7 @@ def wigner_3j(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
     u1, u2, u3 = map(_real_from_complex, (l1, l2, l3))
     coupled = np.einsum("ai,bj,ck,ijk->abc", u1, u2, u3.conj(), complex_symbols) * (-1j) ** (l1 + l2 - l3)
     symbols: NDArray[np.float64] = coupled.real / np.linalg.norm(coupled)
-    # Up to l = 6 the components are either above 0.005 or zero to rounding.
+    # Up to l = 6 each component is above 0.005, or zero to rounding.
     symbols[abs(symbols) < 1e-6] = 0.0
     if (l1 + l2 + l3) % 2:
         symbols *= np.sign(symbols[symbols != 0][0])
@@ -46,8 +46,8 @@ def wigner_3j(l1: int, l2: int, l3: int) -> NDArray[np.float64]:
 
 
 def _clebsch_gordan(l1: int, m1: int, l2: int, m2: int, l3: int) -> float:
-    """Coefficient ⟨l1 m1 l2 m2 | l3 m1+m2⟩, up to a factor that depends on the degrees alone."""
-    f = math.factorial
+    """Coefficient ⟨l1 m1 l2 m2 | l3 m1+m2⟩, up to a factor of the degrees alone."""
+    f = math.factorial  # as short as "!" in the formula
     m3 = m1 + m2
     terms = [
         (-1) ** k

@@ -1,4 +1,4 @@
-"""Screened repulsion of two nuclei, which keeps atoms apart where no training data reach."""
+"""Screened repulsion of nuclei (ZBL), which keeps atoms apart at distances below the training data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi epsilon_0) in eV Å
 
 
 def pair_name(number: int, other: int) -> str:
-    """Name a pair of elements, the lighter one first, as in "H-C"."""
+    """Return the name of a pair of elements, the lighter one first: "H-C"."""
     return "-".join(chemical_symbols[z] for z in sorted((number, other)))
 
 
@@ -37,17 +37,17 @@ class ZBLRepulsion(ModuleWithConstants):
                     u\!\left(\frac{d}{\min(r_{ij}, r_c)}\right), \quad
         a_{ij} = \frac{0.46850\,\text{Å}}{Z_i^{0.23} + Z_j^{0.23}}
 
-    The envelope u is this project's addition: where data reach, the network alone describes the energy.
+    The envelope u is this project's addition, so that the network alone describes the energy where there are data.
 
     Parameters
     ----------
     numbers : atomic numbers of the S species
-    cutoff : Å, beyond which there are no pairs
-    ends : Å, for pairs of elements named by `pair_name`; for others it is the sum of their covalent radii
+    cutoff : Å, largest distance of a pair
+    ends : Å, by name of a pair as of `pair_name`; default: the sum of the covalent radii
 
     Attributes
     ----------
-    pairs : (S, S, 3) float64; the factor before 1/d in eV Å, 1/a in 1/Å, and the distance in Å at which u ends
+    pairs : (S, S, 3) float64: factor of 1/d in eV Å, 1/a in 1/Å, end of u in Å
 
     References
     ----------
@@ -67,7 +67,7 @@ class ZBLRepulsion(ModuleWithConstants):
         self.register_constant("pairs", pairs, always_float64=True)
 
     def forward(self, distances: Tensor, species_i: Tensor, species_j: Tensor) -> Tensor:
-        """Energy per pair, (E,) float64 eV, for distances (E,) float64 Å and indices (E,) of species."""
+        """Return the energy of each pair, (E,) float64 eV, from distances (E,) float64 Å and species indices (E,)."""
         factor, per_length, end = self.pairs[species_i, species_j].unbind(1)
         reduced = per_length * distances
         screening = sum(

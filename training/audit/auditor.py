@@ -1,7 +1,7 @@
-"""The audit of labeled data before training: what there is, and what seems to be wrong with it.
+"""The audit of labeled data before training: contents of the data, and what seems wrong with them.
 
-Frames come one after another and are not kept, so data may be larger than memory. What is looked for stands in
-`checks`, `energies` and `work`; the page with all findings and numbers is written by `page`.
+Frames come one after another and are not kept, so data may be larger than memory. The checks are in `checks`,
+`energies` and `work`; `page` writes findings and numbers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from ase_segnn.labels import LABELS, LabelReport
+from ase_segnn.quantities import QUANTITIES, VOIGT
 
-from ..frames import Frame
+from ..data.frames import Frame
 from . import checks, energies, page
 from .findings import Collected, Finding
 from .numbers import Rows, Spread, measure, without_placeholders
@@ -26,7 +27,7 @@ _SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found, and numbers of the data.
+    """Findings of an audit, and numbers of the data.
 
     Parameters
     ----------
@@ -74,13 +75,13 @@ class Audit:
 
 
 class Auditor:
-    """Takes in frames, of which it keeps some numbers each, and judges them all at the end.
+    """Collects a few numbers of each frame, and judges all frames at the end.
 
     Parameters
     ----------
     weights : label -> weight in the objective; 0 or absent if it is not learned
     cutoff : of the potential, Å
-    known_elements : that need not be among the training frames, since a potential to start from knows them
+    known_elements : elements of the base, which the training frames may lack
 
     Examples
     --------
@@ -108,11 +109,11 @@ class Auditor:
         self._labels: dict[str, LabelReport] = {}
 
     def add_labels(self, report: LabelReport, data_set: str) -> None:
-        """Take in what was taken as labels when the files of a data set were read."""
+        """Add the report on the labels of a data set."""
         self._labels[data_set] = report
 
     def add(self, frame: Frame, data_set: str) -> None:
-        """Take in a frame of a data set: "training", "validation" or the name of a test set.
+        """Add a frame to a data set: "training", "validation" or the name of a test set.
 
         Raises
         ------
@@ -142,12 +143,13 @@ class Auditor:
         n_atoms = len(frame.atoms)
         values: dict[str, object] = {"atoms per frame": float(n_atoms)}
         if frame.energy is not None:
-            values["energy, eV/atom"] = frame.energy / n_atoms
+            values[QUANTITIES["energy_per_atom"].heading] = frame.energy / n_atoms
         if frame.forces is not None:
-            values["force on an atom, eV/Å"] = np.linalg.norm(frame.forces, axis=1)
+            values[f"force on an atom, {QUANTITIES['forces'].unit}"] = np.linalg.norm(frame.forces, axis=1)
         if frame.stress is not None:
-            values["mean stress, eV/Å³"] = np.trace(frame.stress) / 3
-            values["shear stresses, eV/Å³"] = frame.stress[(1, 0, 0), (2, 2, 1)]
+            unit = QUANTITIES["stress"].unit
+            values[f"mean stress, {unit}"] = np.trace(frame.stress) / 3
+            values[f"shear stresses, {unit}"] = frame.stress[VOIGT][3:]
         if frame.atoms.pbc.all():
             values["volume, Å³/atom"] = frame.atoms.get_volume() / n_atoms
         for quantity, value in values.items():
@@ -184,8 +186,9 @@ class Auditor:
         bound = energies.cohesion(data, reference_energies)
         spreads = dict(self._spreads)
         if len(bound) and not np.isnan(bound).any():
-            spreads["training", "energy less reference energies, eV/atom"] = Spread()
-            spreads["training", "energy less reference energies, eV/atom"].add(-bound)
+            quantity = f"energy less reference energies, {QUANTITIES['energy_per_atom'].unit}"
+            spreads["training", quantity] = Spread()
+            spreads["training", quantity].add(-bound)
         counts = data.compositions[data.rows["composition"]]
         nan = float("nan")
         return Audit(

@@ -1,4 +1,4 @@
-"""What the audit looks for in the numbers of all frames; each check yields what it finds."""
+"""Checks of the audit on the numbers of all frames; each check yields its findings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ase_segnn.labels import LABELS, LabelReport
+from ase_segnn.quantities import QUANTITIES
 
 from .findings import TRAINING, VALIDATION, Collected, Finding
 from .work import Slope
@@ -22,11 +23,12 @@ _FEWEST = 20  # frames of a group from which outliers are told
 _FAR = 10  # standard deviations, estimated by the median deviation
 _GAP = 3  # times farther than 95 of 100 frames of the group; many far frames are another kind of frame
 _REPEATS = 3  # structures with exactly the same forces or stress
+_EXPECTED = "{}, {}, and {}".format(*(QUANTITIES[label].unit for label in LABELS))
 _STIFFEST = 6.3  # eV/Å³, about 1000 GPa, twice that of diamond
 
 
 def sources(reports: Mapping[str, LabelReport]) -> Iterator[Finding]:
-    """Pass on what was told when files were read, and tell labels from other places than those of training."""
+    """Pass on remarks on labels, and find labels from other sources than those of training."""
     for name, report in reports.items():
         for remark in report.remarks:
             text = f"{_sentence(remark.text)}."
@@ -48,7 +50,7 @@ def _sentence(text: str) -> str:
 
 
 def labels(data: Collected) -> Iterator[Finding]:
-    """Labels that are wanted and missing, or there and not wanted."""
+    """Find labels that are missing though they have a weight, and labels without a weight in the objective."""
     training, validation = data.of(TRAINING), data.of(VALIDATION)
     if not training.any():
         yield Finding("error", "no training frames", "There is nothing to learn from.")
@@ -91,7 +93,7 @@ def labels(data: Collected) -> Iterator[Finding]:
 
 
 def elements(data: Collected, known_elements: Collection[str]) -> Iterator[Finding]:
-    """Elements that only other data sets have, and that the potential to start from does not know either."""
+    """Find elements that are neither in training frames nor known to the base."""
     known = data.atoms(data.of(TRAINING)).sum(axis=0) > 0
     known |= np.isin(data.elements, list(known_elements))
     foreign = data.compositions[:, ~known].sum(axis=1)[data.rows["composition"]] > 0
@@ -102,7 +104,7 @@ def elements(data: Collected, known_elements: Collection[str]) -> Iterator[Findi
 
 
 def duplicates(data: Collected) -> Iterator[Finding]:
-    """Structures that occur more than once."""
+    """Find structures that occur more than once."""
     rows, training = data.rows, data.of(TRAINING)
     order = np.argsort(~training, kind="stable")  # so that the first of equals is a training frame if any of them is
     first = np.full(len(rows), len(rows))
@@ -144,7 +146,7 @@ def duplicates(data: Collected) -> Iterator[Finding]:
 
 
 def forces(data: Collected) -> Iterator[Finding]:
-    """Look for forces that were not computed, or do not sum to zero."""
+    """Find forces that were not computed, and forces that do not sum to zero."""
     rows = data.rows
     untold = rows["untold_forces"] > 0
     if untold.any():
@@ -163,12 +165,12 @@ def forces(data: Collected) -> Iterator[Finding]:
             f"that tells of errors above {_NET_FORCE:.0%} of the forces means loose convergence, a coarse grid, a "
             "field, or forces of only some of the atoms."
         )
-        remarks = [f"sum {rows['net_force'][i]:.3g} eV/Å" for i in np.flatnonzero(unbalanced)]
+        remarks = [f"sum {rows['net_force'][i]:.3g} {QUANTITIES['forces'].unit}" for i in np.flatnonzero(unbalanced)]
         yield data.finding("forces", "forces do not sum to zero", text, unbalanced, remarks)
 
 
 def stress(data: Collected) -> Iterator[Finding]:
-    """Stresses that were not computed."""
+    """Find stresses that were not computed."""
     zero = (data.rows["largest_stress"] == 0) & (data.rows["n_atoms"] > 1)
     if zero.any():
         text = (
@@ -179,7 +181,7 @@ def stress(data: Collected) -> Iterator[Finding]:
 
 
 def placeholders(data: Collected) -> Iterator[Finding]:
-    """Look for labels that were filled in where nothing was computed: one number, or the same in many frames."""
+    """Find labels that stand for nothing computed: one number for all components, or the same in many frames."""
     rows = data.rows
     zero = (rows["energy"] == 0) & ~rows["isolated"]
     if zero.any():
@@ -207,14 +209,14 @@ def placeholders(data: Collected) -> Iterator[Finding]:
 
 
 def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[Finding]:
-    """Signs, units and order of components by the work done between similar frames."""
+    """Check signs, units and order of components by the work between similar frames."""
     none = np.zeros(0, dtype=np.int64)
     for label, slope in (("forces", force_slope), ("stress", stress_slope)):
         if slope.is_wrong:
             text = (
                 f"Between {slope.n_pairs} pairs of similar frames, energies change by {slope.slope:.3g} times the work "
                 f"of the {label} (correlation {slope.correlation:.2f}); it should be about once. It seems that "
-                f"{slope.diagnosis}. Expected are eV, eV/Å, and eV/Å³ positive in tension."
+                f"{slope.diagnosis}. Expected are {_EXPECTED} positive in tension."
             )
             yield data.finding(label, f"energy and {label} do not belong together", text, none)
     if stress_slope.is_permuted:
@@ -229,7 +231,7 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
 
 
 def unrelated(data: Collected, slopes: Mapping[str, Slope], both: Slope) -> Iterator[Finding]:
-    """Look for energies of one computation beside forces or stresses of another, by the work between near frames.
+    """Find energies that belong to another computation than forces or stresses, by the work between near frames.
 
     Parameters
     ----------
@@ -255,7 +257,7 @@ def unrelated(data: Collected, slopes: Mapping[str, Slope], both: Slope) -> Iter
 
 
 def _stress_by_volume(data: Collected) -> Iterator[Finding]:
-    """Sign and size by the bulk modulus: in tension the volume is larger."""
+    """Check sign and size of stresses by the bulk modulus: in tension the volume is larger."""
     rows = data.rows
     usable = data.has("stress") & (rows["n_atoms"] > 1)
     for name, members in _kinds(data, usable, by=("group", "composition")):
@@ -276,7 +278,7 @@ def _stress_by_volume(data: Collected) -> Iterator[Finding]:
 
 
 def geometry(data: Collected) -> Iterator[Finding]:
-    """Atoms too close, or alone."""
+    """Find atoms that are too close, or alone."""
     rows = data.rows
     on_top = rows["shortest"] < _ON_TOP
     if on_top.any():
@@ -304,7 +306,7 @@ def geometry(data: Collected) -> Iterator[Finding]:
 
 
 def outliers(data: Collected, residuals: _Floats) -> Iterator[Finding]:
-    """Frames unlike the others of their group and data set.
+    """Find frames unlike the others of their group and data set.
 
     Parameters
     ----------
@@ -312,10 +314,11 @@ def outliers(data: Collected, residuals: _Floats) -> Iterator[Finding]:
     residuals : (n,) eV/atom, energies less those of a fit to the composition; nan without energy
     """
     rows = data.rows
+    of_fit = f"{QUANTITIES['energy_per_atom'].unit} from the fit to compositions"
     for label, title, values, unit, floor in (
-        ("energy", "unusual energies", residuals, "eV/atom from the fit to compositions", 2e-3),
-        ("forces", "unusually large forces", rows["largest_force"], "eV/Å", 0.05),
-        ("stress", "unusually large stresses", rows["largest_stress"], "eV/Å³", 1e-3),
+        ("energy", "unusual energies", residuals, of_fit, 2e-3),
+        ("forces", "unusually large forces", rows["largest_force"], QUANTITIES["forces"].unit, 0.05),
+        ("stress", "unusually large stresses", rows["largest_stress"], QUANTITIES["stress"].unit, 1e-3),
     ):
         found = np.zeros(len(rows), dtype=bool)
         for _, members in _kinds(data, ~np.isnan(values) & ~rows["isolated"], by=("data_set", "group")):
@@ -338,7 +341,7 @@ def outliers(data: Collected, residuals: _Floats) -> Iterator[Finding]:
 
 
 def _kinds(data: Collected, frames: _Bools, by: tuple[str, str]) -> Iterator[tuple[str, _Integers]]:
-    """Names of kinds of frames and indices of the masked frames of each."""
+    """Yield the name of each kind of frames and the indices of its masked frames."""
     indices = np.flatnonzero(frames)
     keys = np.stack([data.rows[column][indices] for column in by], axis=1)
     kinds, inverse = np.unique(keys, axis=0, return_inverse=True)

@@ -55,8 +55,8 @@ def fit_energies(data: Collected) -> EnergyFit:
 def _robust_fit(matrix: _Floats, kinds: NDArray[np.int32], values: _Floats) -> tuple[_Floats, int]:
     """Fit values by the rows of the matrix that `kinds` points to, with least absolute residuals; and the rank.
 
-    Of several solutions it is the one nearest to equal coefficients. Works on the median of each kind, by least squares
-    with weights that are renewed a few times.
+    Of several solutions the one nearest to equal coefficients is taken. The median of each kind is fitted by least
+    squares, with weights that are renewed a few times.
     """
     present, inverse, n_of_kind = np.unique(kinds, return_inverse=True, return_counts=True)
     order = np.argsort(inverse, kind="stable")
@@ -72,7 +72,7 @@ def _robust_fit(matrix: _Floats, kinds: NDArray[np.int32], values: _Floats) -> t
 
 
 def energies(data: Collected, fit: EnergyFit) -> Iterator[Finding]:
-    """Energies that do not grow with the number of atoms, or are the same whatever the structure."""
+    """Find energies that do not grow with the number of atoms, or are the same whatever the structure."""
     rows = data.rows
     usable = ~np.isnan(fit.residuals)
     sizes = rows["n_atoms"][usable]
@@ -103,7 +103,7 @@ def energies(data: Collected, fit: EnergyFit) -> Iterator[Finding]:
 
 
 def references(data: Collected, fit: EnergyFit, used: Mapping[str, float], origin: str) -> Iterator[Finding]:
-    """Energies per element as used, against energies of the frames."""
+    """Compare the reference energies in use with the energies of the frames."""
     if not fit.determined and len(fit.per_element) > 1:
         text = (
             "There are fewer independent compositions than elements: data do not determine energies per element, only "

@@ -1,4 +1,4 @@
-"""What the audit tells, and the numbers of all frames that its checks look at."""
+"""Findings of the audit, and the numbers of all frames that the checks look at."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Collected:
     def finding(
         self, label: str, title: str, explanation: str, frames: _Bools | _Integers, remarks: Sequence[str] = ()
     ) -> Finding:
-        """Make a warning about a label, or a note if that is not learned."""
+        """Make a warning about a label, or a note if the label is not learned."""
         indices = np.flatnonzero(frames) if frames.dtype == bool else frames
         severity: Severity = "warning" if self.weights.get(label, 0.0) > 0 else "note"
         return Finding(severity, title, explanation, tuple(self.sources[i] for i in indices.tolist()), tuple(remarks))

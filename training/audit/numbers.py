@@ -1,4 +1,4 @@
-"""What the audit keeps of each frame: a row of numbers, small whatever the size of the frame."""
+"""The row of numbers that the audit keeps of each frame, small whatever the size of the frame."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ase.data import covalent_radii
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
+from ase_segnn.graphs.neighbors import NeighborList, neighbor_list
 from ase_segnn.labels import LABELS
-from ase_segnn.neighbors import NeighborList, neighbor_list
 
-from ..frames import Frame
+from ..data.frames import Frame
 
 _Floats = NDArray[np.float64]
 Row = tuple[float | int | bool | tuple[float, ...], ...]
@@ -59,7 +59,7 @@ _LOPSIDED = 1e-2
 
 @dataclass
 class Spread:
-    """Number, least, mean, largest and root mean square of values that come bit by bit."""
+    """Number, least, mean, largest and root mean square of values, added array by array."""
 
     count: int = 0
     least: float = math.inf
@@ -68,7 +68,7 @@ class Spread:
     squares: float = 0.0
 
     def add(self, values: _Floats) -> None:
-        """Take in an array of any shape, not empty."""
+        """Add the values of an array of any shape, not empty."""
         self.count += values.size
         self.least = min(self.least, float(values.min()))
         self.largest = max(self.largest, float(values.max()))
@@ -77,12 +77,12 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """Mean of the values."""
         return self.total / self.count
 
     @property
     def rms(self) -> float:
-        """Their root mean square."""
+        """Root mean square of the values."""
         return math.sqrt(self.squares / self.count)
 
 
@@ -196,7 +196,7 @@ def _is_constant(values: _Floats | None) -> bool:
 def _lopsided(frame: Frame, cutoff: float) -> NDArray[np.bool_]:
     r"""Tell the atoms, (n,), whose environment is not so symmetric that the force must vanish.
 
-    Where symmetry makes the force zero it makes any vector zero, so this sum, too:
+    A symmetry that makes the force zero makes any other vector zero, and so the sum
     :math:`\sum_j w_j \hat{\mathbf r}_{ij}` with :math:`w_j = r^\mathrm{cov}_j e^{-r_{ij}} (1 - r_{ij} / r_c)^2`.
     """
     atoms = frame.atoms
@@ -214,14 +214,14 @@ def _lopsided(frame: Frame, cutoff: float) -> NDArray[np.bool_]:
 def _structure_hashes(frame: Frame) -> tuple[int, int]:
     r"""Hash a structure twice; two frames with either hash in common are the same structure.
 
-    What is hashed does not change if the whole structure is translated, atoms are moved by cell vectors, or atoms other
-    than the first are reordered: elements, the periodic cell vectors, and, for some m and φ, sums over the atoms j
+    The hashes do not change if the whole structure is translated, atoms are moved by cell vectors, or atoms other than
+    the first are reordered. They are made of elements, periodic cell vectors and, for some m and φ, sums over atoms j
 
     .. math:: \sum_j Z_j \exp \sum_a \cos(2 \pi m_a s_{ja} + \varphi_a)
 
     with fractional coordinates s from the first atom, along directions that are not periodic Å without 2π. The numbers
-    are rounded on two grids, half a step apart: what lies at an edge of one and could be rounded either way is inside
-    a step of the other.
+    are rounded on two grids, half a step apart: a number at an edge of one grid, which could be rounded either way, is
+    inside a step of the other.
     """
     atoms = frame.atoms
     periodic = np.asarray(atoms.pbc)

@@ -39,7 +39,7 @@ def summary(audit: Audit) -> str:
 
 
 def page(audit: Audit) -> str:
-    """Everything, in Markdown."""
+    """Write all findings and tables in Markdown."""
     sections = [
         "# Audit of the data",
         "## Findings",

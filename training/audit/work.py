@@ -4,8 +4,8 @@ From one frame to another with the same atoms, displaced by d and strained by ε
 
 .. math:: \Delta E \approx -\sum_i \bar{\mathbf F}_i \cdot \mathbf d_i + V \bar\sigma : \varepsilon,
 
-with means over the two frames. The slope of energy differences against work is one if signs and units are right, and
-tells what is wrong if it is not.
+with means over the two frames. The slope of energy differences against work is one if signs and units are right; any
+other slope tells what is wrong.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from ase import units
 from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
-from ..frames import Frame
+from ase_segnn.quantities import COMPONENTS, VOIGT
+
+from ..data.frames import Frame
 
 _Floats = NDArray[np.float64]
 
 _KEPT = 64  # frames to compare the next ones with, each of another kind
-_LONGEST_STEP = 0.5  # Å that an atom moves between two frames whose forces are compared
-_NEAR_STEP = 0.3  # Å that it moves where energies must follow the work
-_LONGEST_STRAINED_STEP = 0.1  # Å that it moves beside the strain where stresses are compared
+_LONGEST_STEP = 0.5  # Å, displacement of an atom between frames whose forces are compared
+_NEAR_STEP = 0.3  # Å, displacement up to which energies must follow the work
+_LONGEST_STRAINED_STEP = 0.1  # Å, displacement beside the strain between frames whose stresses are compared
 _SAME_CELL = 1e-6  # strain below which two cells count as one
 _TYPICAL_STRAIN = 0.01  # pairs of frames that are strained are weighted by the inverse of their strain
 _STRAINS = (1e-4, 0.12)  # between frames whose stresses are compared
@@ -37,7 +39,7 @@ _FEWEST_PAIRS = 10
 _NOISE = 1e-3  # eV, of energies that are converged as usual
 _NO_RELATION = 0.5  # correlation below which energies come from elsewhere; data in use have 0.97 and more
 _CLEAR = 0.9  # correlation from which a slope means something
-_RIGHT = (0.7, 1.4)  # slopes that are taken for one
+_RIGHT = (0.7, 1.4)  # slopes that count as one
 
 _PER_BOHR = units.Hartree / units.Bohr
 _ENERGY_AND_FORCES = {
@@ -67,7 +69,8 @@ _ENERGY_AND_STRESS = {
     1 / units.Hartree: "energies are in Hartree",
     1 / units.Rydberg: "energies are in Rydberg",
 }
-_SHEARS = ("yz", "xz", "xy")
+_SHEARS = COMPONENTS[3:]
+_OF_SHEARS = VOIGT[0][3:], VOIGT[1][3:]  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class _Place:
 
 @dataclass
 class Work:
-    """Compares each frame with the one before it of the same kind; keeps that frame and numbers per pair."""
+    """Compares each frame with the previous frame of the same kind; keeps this frame and numbers of each pair."""
 
     _previous: OrderedDict[Hashable, _Place] = field(default_factory=OrderedDict)
     _force_pairs: list[tuple[float, float, float]] = field(default_factory=list)
@@ -175,7 +178,7 @@ class Work:
             return
         stress = (stresses[0] + stresses[1]) / 2
         normal = volume * float(np.diag(stress) @ np.diag(strain))
-        shears = 2 * volume * np.outer(stress[(1, 0, 0), (2, 2, 1)], strain[(1, 0, 0), (2, 2, 1)])
+        shears = 2 * volume * np.outer(stress[_OF_SHEARS], strain[_OF_SHEARS])
         if forces[0] is not None and forces[1] is not None:
             self._strained_pairs.append((change, force_work + normal + float(np.trace(shears)), len(moved)))
         if step < _LONGEST_STRAINED_STEP:
@@ -184,7 +187,7 @@ class Work:
             self._stress_pairs.append((*(weight * work for work in works), volume))
 
     def near_forces(self) -> Slope:
-        """Return what `forces` does, for frames so near that energies must follow the work."""
+        """Energy differences against the work of the forces, between frames so near that they must agree."""
         if len(self._near_pairs) < _FEWEST_PAIRS:
             return Slope(math.nan, 0.0, len(self._near_pairs))
         change, work = _without_outliers(np.array(self._near_pairs)).T
@@ -203,7 +206,7 @@ class Work:
     def both(self) -> Slope:
         """Energy differences against the work of forces and stresses together, between frames of different cells.
 
-        That is less exact, as the work is not that of small changes, and tells factors of two or more.
+        Changes of the cell are not small, so that only slopes off by a factor of two or more tell something.
         """
         if len(self._strained_pairs) < _FEWEST_PAIRS:
             return Slope(math.nan, 0.0, len(self._strained_pairs))
@@ -214,7 +217,7 @@ class Work:
         return Slope(slope, correlation, len(change), diagnosis=diagnosis)
 
     def stress(self) -> Slope:
-        """Energy differences against the work of the stresses, which is tried with their shear components permuted."""
+        """Energy differences against the work of the stresses, also with their shear components permuted."""
         if len(self._stress_pairs) < _FEWEST_PAIRS:
             return Slope(math.nan, 0.0, len(self._stress_pairs))
         pairs = _without_outliers(np.array(self._stress_pairs))
@@ -247,7 +250,7 @@ def _without_outliers(pairs: _Floats) -> _Floats:
 
 
 def _fit(change: _Floats, work: _Floats) -> tuple[float, float, float]:
-    """Slope and correlation of a line through zero, and the root mean square of what it leaves."""
+    """Slope and correlation of a line through zero, and the root mean square of the residuals."""
     product, changes, works = float(change @ work), float(change @ change), float(work @ work)
     if changes == 0 or works == 0:
         return math.nan, 0.0, math.sqrt(changes / len(change))

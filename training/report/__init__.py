@@ -2,6 +2,6 @@
 
 from .checks import Survey, Verdict
 from .predictions import Predictions, predict_frames
-from .write import Examination, examine, write_report
+from .write import EvaluatedSets, evaluate_sets, write_report
 
-__all__ = ["Examination", "Predictions", "Survey", "Verdict", "examine", "predict_frames", "write_report"]
+__all__ = ["EvaluatedSets", "Predictions", "Survey", "Verdict", "evaluate_sets", "predict_frames", "write_report"]

@@ -15,9 +15,10 @@ from ase.data import chemical_symbols, covalent_radii
 from numpy.typing import NDArray
 
 from ase_segnn.evaluation import predict
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.quantities import MILLI, QUANTITIES
 
-from ..frames import Frame
+from ..data.frames import Frame
 from .predictions import Calibration, Predictions
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ _NOISE = 0.05  # eV; shallower holes are no trouble
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found, in one word and in plain sentences."""
+    """Outcome of a check, in one word and in plain sentences."""
 
     name: str
     outcome: Outcome
@@ -47,15 +48,14 @@ class Verdict:
 
 
 class Survey:
-    """What checks need to know of the frames, noted while these pass by.
+    """Facts about frames that the checks need, collected while the frames pass by.
 
     Attributes
     ----------
     elements : atomic numbers
-    shortest : pair of elements -> the shortest distance between two such atoms, Å; pairs that never come within 4 Å
-        are missing
-    start : structure to start dynamics from, and its name: the largest of at most 200 atoms, of several the one with
-        the smallest forces; None as long as there was no frame of two atoms or more
+    shortest : pair of elements -> their shortest distance, Å, if they ever come within 4 Å
+    start : name and structure for the start of molecular dynamics: the largest of at most 200 atoms, of several the one
+        with the smallest forces; None before the first frame of two atoms or more
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Survey:
         self._rank: tuple[float, ...] = ()
 
     def watch(self, frames: Iterable[Frame], *, as_start: bool) -> Iterator[Frame]:
-        """Yield the frames as they are, and take note of each; one of them may be the start if `as_start`."""
+        """Yield the frames unchanged and collect their facts; `as_start` lets one of them be the start."""
         for frame in frames:
             self.elements.update(frame.atoms.numbers.tolist())
             graph = AtomicGraph.from_atoms(frame.atoms, _SURVEYED_DISTANCE)
@@ -90,7 +90,7 @@ class DimerCurve:
     distances : (n,) Å, ascending
     energies : (n,) eV, less the one at the largest distance
     shortest_in_data : Å, None if the data have no such pair within 4 Å
-    hole : distances (Å) between which they attract each other though they are near; None if there is no such hole
+    hole : distances (Å) between which near atoms attract each other; None if there is no such hole
     barrier : eV, of the wall before the hole, above the lowest energy outside; None without a hole
     """
 
@@ -239,12 +239,12 @@ def volume_curve(calculator: Calculator, source: str, atoms: Atoms) -> VolumeCur
 def check_accuracy(predictions: Predictions) -> Verdict:
     """Whether forces were learned at all: their errors are less than half of what they are themselves."""
     name = "Accuracy of forces"
-    errors = predictions.errors()
-    typical = 1000 * float(np.sqrt(np.mean(predictions.evaluation().labels.get("forces", np.zeros(1)) ** 2)))
+    unit = QUANTITIES["forces"].error_unit
+    typical = MILLI * float(np.sqrt(np.mean(predictions.evaluation().labels.get("forces", np.zeros(1)) ** 2)))
     if typical == 0:
         return Verdict(name, "not applicable", "No frame has forces that are not zero to compare with.")
-    share = errors["forces_RMSE_meV_per_A"] / typical
-    statement = f"Force components are off by {100 * share:.1f} % of what they typically are, {typical:.0f} meV/Å."
+    share = predictions.errors()[QUANTITIES["forces"].error_name("RMSE")] / typical
+    statement = f"Force components are off by {100 * share:.1f} % of what they typically are, {typical:.0f} {unit}."
     if share >= _LARGEST_SHARE:
         return Verdict(name, "failed", statement + " The potential has hardly learned them.")
     return Verdict(name, "passed", statement)

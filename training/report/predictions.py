@@ -1,4 +1,4 @@
-"""Labels beside predictions, frame by frame: the one place where errors of a set of frames are made."""
+"""Labels beside predictions of a set of frames: the one place where their errors are computed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from scipy.stats import spearmanr
 
 from ase_segnn.evaluation import Evaluation, predict_named
 from ase_segnn.labels import LABELS
+from ase_segnn.quantities import QUANTITIES
 
-from ..frames import Frame
+from ..data.frames import Frame
 
 _FRAMES_TOGETHER = 64  # that are held in memory
 
@@ -43,7 +44,7 @@ class WorstFrame:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the deviation among the members of a committee goes with the error of the force on an atom.
+    """Relation between the deviation among the members of a committee and the error of the force on an atom.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ class Calibration:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a calculator says about F labeled frames with N atoms altogether, in ASE's units.
+    """Labels and predictions of F frames with N atoms altogether, in ASE's units.
 
     Parameters
     ----------
@@ -165,9 +166,9 @@ class Predictions:
 
 
 def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictions:
-    """Evaluate the frames that have labels, a few in memory at a time; frames without any are left out.
+    """Predict the labels of frames, a few frames in memory at a time.
 
-    A label with a weight of zero is a placeholder and left out, too.
+    Frames without labels are left out, and so are labels with a weight of zero, which are placeholders.
 
     Parameters
     ----------
@@ -184,10 +185,9 @@ def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictio
     labels: dict[str, list[Any]] = {name: [] for name in LABELS}
     predictions: dict[str, list[Any]] = {name: [] for name in LABELS}
     for frame, results in _results(calculator, frames):
-        shapes = {"energy": (), "forces": (len(frame.atoms), 3), "stress": (6,)}
-        for name, shape in shapes.items():
+        for name in LABELS:
             label = getattr(frame, name) if name in frame.weighted_labels else None
-            missing = np.full(shape, np.nan)
+            missing = np.full(QUANTITIES[name].shape(len(frame.atoms)), np.nan)
             if name == "stress" and label is not None:
                 label = full_3x3_to_voigt_6_stress(label)
             labels[name].append(missing if label is None else label)
@@ -212,7 +212,7 @@ def predict_frames(calculator: Calculator, frames: Iterable[Frame]) -> Predictio
 
 
 def _results(calculator: Calculator, frames: Iterable[Frame]) -> Iterator[tuple[Frame, dict[str, Any]]]:
-    """Evaluate frames for the labels that count, consecutive ones with the same labels together."""
+    """Predict the labels of each frame; consecutive frames with the same labels go together."""
     labeled = (frame for frame in frames if frame.weighted_labels)
     for names, group in groupby(labeled, key=lambda frame: frame.weighted_labels):
         while together := list(islice(group, _FRAMES_TOGETHER)):

@@ -16,7 +16,7 @@ from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
-from ase_segnn.graph import AtomicGraph
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 
 from .checks import Verdict
 
@@ -31,7 +31,7 @@ _LARGEST_FLUCTUATION = 0.2  # of the total energy, as a share of that of the kin
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run of molecular dynamics as recorded n times, and what it says.
+    """A run of molecular dynamics, recorded n times, and its verdict.
 
     Parameters
     ----------
@@ -59,8 +59,8 @@ def langevin_run(
 ) -> Run:
     """Run dynamics at `temperature` (K) and see whether the structure lasts.
 
-    It fails if the calculator does, an energy is not finite, the temperature exceeds five times its target by more than
-    its fluctuation, two atoms come nearer than half the sum of their covalent radii, or an atom leaves all others.
+    The run fails if the calculator does, an energy is not finite, the temperature exceeds five times its target by more
+    than its fluctuation, two atoms come nearer than half the sum of their covalent radii, or an atom leaves all others.
 
     Parameters
     ----------
@@ -93,8 +93,8 @@ def constant_energy_run(
 ) -> Run:
     """Run dynamics without a thermostat and see whether the total energy stays; arguments as for `langevin_run`.
 
-    It fails if the run does, or the energy drifts by more than 1 meV/atom/ps beyond what its fluctuation can
-    explain, or fluctuates by more than a fifth of what the kinetic energy does.
+    The check fails if the run does, if the energy drifts by more than 1 meV/atom/ps beyond what its fluctuation can
+    explain, or if the energy fluctuates by more than a fifth of the fluctuation of the kinetic energy.
     """
     atoms, _ = _prepared(calculator, atoms, temperature, seed)
     record = _Record(atoms, temperature)
@@ -133,7 +133,7 @@ def _prepared(calculator: Calculator, atoms: Atoms, temperature: float, seed: in
 
 
 class _Record:
-    """Carries a run out, notes its course, and finds out what goes wrong."""
+    """Performs a run, records its course, and finds what goes wrong."""
 
     def __init__(self, atoms: Atoms, temperature: float) -> None:
         self.columns: dict[str, list[float]] = {"time_ps": [], "temperature_K": [], "energy": []}
@@ -145,7 +145,7 @@ class _Record:
         self._farthest = _TOO_FAR * float(_nearest(atoms).max())
 
     def perform(self, dynamics: Any, steps: int, seconds: float) -> str | None:
-        """Run until steps or time are used up, or something goes wrong, which is returned in words."""
+        """Run until steps or time are used up; return in words what went wrong, if anything did."""
         started = time.perf_counter()
         with np.errstate(all="ignore"):
             try:
@@ -169,13 +169,13 @@ class _Record:
         return f"{self.duration_ps:.2f} ps in steps of {timestep:g} fs{short}"
 
     def finish(self, verdict: Verdict) -> Run:
-        """Return the run with what it says."""
+        """Return the run and its verdict."""
         median = float(np.median(self._seconds)) if self._seconds else np.nan
         time_ps, temperature, energy = (np.array(self.columns[name]) for name in ("time_ps", "temperature_K", "energy"))
         return Run(time_ps, temperature, energy, median, verdict)
 
     def _look(self) -> str | None:
-        """Note temperature and energy, and say what is wrong with the structure, if anything is."""
+        """Record temperature and energy; return what is wrong with the structure, if anything is."""
         atoms = self._atoms
         temperature, energy = float(atoms.get_temperature()), float(atoms.get_total_energy())
         if not (np.isfinite(atoms.positions).all() and np.isfinite(energy)):

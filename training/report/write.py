@@ -15,8 +15,9 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ase_segnn.files import written_whole
+from ase_segnn.quantities import MEASURES, MILLI, QUANTITIES, SIZE_INDEPENDENT
 
-from ..frames import Frame
+from ..data.frames import Frame
 from . import checks, figures
 from .checks import DimerCurve, Survey, Verdict, VolumeCurve
 from .page import bullets, page, paragraph, picture, section, table
@@ -25,17 +26,10 @@ from .stability import Run, constant_energy_run, langevin_run
 
 _log = logging.getLogger(__name__)
 
-_ERRORS = {
-    "energy_per_atom_{}_meV": "energy/atom {}, meV",
-    "energy_{}_meV": "energy {}, meV",
-    "forces_{}_meV_per_A": "forces {}, meV/Å",
-    "stress_{}_meV_per_A3": "stress {}, meV/Å³",
-}
-
 
 @dataclass(frozen=True, eq=False)
-class Examination:
-    """What a potential predicts for sets of frames, and what these frames are like.
+class EvaluatedSets:
+    """Predictions for sets of frames, and facts about the frames.
 
     Parameters
     ----------
@@ -47,8 +41,8 @@ class Examination:
     survey: Survey
 
 
-def examine(calculator: Calculator, sets: Mapping[str, Iterable[Frame]]) -> Examination:
-    """Evaluate sets of labeled frames, each of which is read once; the first is that which dynamics starts from.
+def evaluate_sets(calculator: Calculator, sets: Mapping[str, Iterable[Frame]]) -> EvaluatedSets:
+    """Evaluate a calculator on sets of labeled frames. Molecular dynamics will start from a frame of the first set.
 
     Raises
     ------
@@ -66,13 +60,13 @@ def examine(calculator: Calculator, sets: Mapping[str, Iterable[Frame]]) -> Exam
         raise ValueError(
             f"no frame of {', '.join(sets) or 'any set'} has an energy, forces or a stress to compare with"
         )
-    return Examination(predictions, survey)
+    return EvaluatedSets(predictions, survey)
 
 
 def write_report(
     path: Path,
     calculator: Calculator,
-    examination: Examination,
+    evaluated: EvaluatedSets,
     history: Sequence[Mapping[str, Any]],
     *,
     title: str,
@@ -82,15 +76,15 @@ def write_report(
     steps: int = 2000,
     seconds: float = 10.0,
 ) -> list[Verdict]:
-    """Check a potential, and write what was found as one HTML file that needs nothing else.
+    """Check a potential, and write the report as one HTML file that needs nothing else.
 
     Parameters
     ----------
     path : of the page, written whole or not at all; a page that is there already is replaced
     calculator : of the finished potential; keeps the results of the last structure that was looked at
-    examination : of the same calculator; frames without labels are left out
+    evaluated : of the same calculator; frames without labels are left out
     history : one mapping per epoch with `epoch`, and as far as known `loss`, `learning_rate`,
-        `validation_energy_RMSE_meV`, `validation_forces_RMSE_meV_per_A` and `validation_stress_RMSE_meV_per_A3`
+        names of errors after "validation_", see `ase_segnn.quantities`
     title : of the page
     facts : name -> value, of the run
     notes : sentences, such as findings about the labels
@@ -106,7 +100,7 @@ def write_report(
     OSError
         If the page cannot be written.
     """
-    predictions, survey = examination.predictions, examination.survey
+    predictions, survey = evaluated.predictions, evaluated.survey
     labeled = {name: predicted for name, predicted in predictions.items() if predicted.n_frames}
     found = _Checks.perform(calculator, survey, labeled, temperatures, steps, seconds)
     sections = [
@@ -124,7 +118,7 @@ def write_report(
 
 @dataclass(frozen=True, eq=False)
 class _Checks:
-    """Everything that was found without labels; `verdicts` in the order of the page, deviations last."""
+    """Findings of the checks; `verdicts` in the order of the page, deviations last."""
 
     runs: list[Run]
     dimers: list[DimerCurve]
@@ -193,14 +187,12 @@ def _summary(
 
 def _in_words(name: str, predictions: Predictions) -> str:
     errors = predictions.errors()
-    parts = []
-    if "energy_per_atom_RMSE_meV" in errors:
-        parts.append(f"energies are off by {_number(errors['energy_per_atom_RMSE_meV'])} meV per atom")
-    if "forces_RMSE_meV_per_A" in errors:
-        parts.append(f"force components by {_number(errors['forces_RMSE_meV_per_A'])} meV/Å")
-    if "stress_RMSE_meV_per_A3" in errors:
-        parts.append(f"stresses by {_number(errors['stress_RMSE_meV_per_A3'])} meV/Å³")
-    return f"On {name} ({predictions.n_frames} frames) {'; '.join(parts)} (root mean square)."
+    parts = [
+        f"{quantity.title} {_number(errors[quantity.error_name('RMSE')])} {quantity.error_unit}"
+        for quantity in (QUANTITIES[each] for each in SIZE_INDEPENDENT)
+        if quantity.error_name("RMSE") in errors
+    ]
+    return f"Root mean square errors on {name} ({predictions.n_frames} frames): {', '.join(parts)}."
 
 
 def _missing(predictions: Mapping[str, Predictions]) -> Iterator[str]:
@@ -213,13 +205,15 @@ def _missing(predictions: Mapping[str, Predictions]) -> Iterator[str]:
 def _learning(history: Sequence[Mapping[str, Any]]) -> str:
     if not history:
         return section("Learning curves", paragraph("The course of the run is not known."))
-    name = "validation_forces_RMSE_meV_per_A"
+    forces = QUANTITIES["forces"]
+    name = f"validation_{forces.error_name('RMSE')}"
     validated = [entry for entry in history if np.isfinite(entry.get(name) or np.nan)]
     text = f"{len(history)} epochs."
     if validated:
         best = min(validated, key=lambda entry: float(entry[name]))
         text += (
-            f" The forces of the validation set were best in epoch {best['epoch']}, {_number(best[name])} meV/Å; "
+            f" The forces of the validation set were best in epoch {best['epoch']}, {_number(best[name])} "
+            f"{forces.error_unit}; "
             f"in epoch {validated[-1]['epoch']}, the last that was validated, they were {_number(validated[-1][name])}."
         )
     figure = figures.learning_curves(history)
@@ -227,7 +221,7 @@ def _learning(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
-    """Sections of everything that compares with labels."""
+    """Yield the sections on errors against labels."""
     by_set = {(name, "", predictions.n_frames): predictions.errors() for name, predictions in labeled.items()}
     by_group, by_element = {}, []
     for name, predictions in labeled.items():
@@ -236,7 +230,7 @@ def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
                 count = int((predictions.groups == group).sum())
                 by_group[name, group or "no group", count] = errors
         for symbol, errors in predictions.forces_errors_by_element().items():
-            values = (_number(errors[f"forces_{measure}_meV_per_A"]) for measure in ("MAE", "RMSE"))
+            values = (_number(errors[QUANTITIES["forces"].error_name(measure)]) for measure in MEASURES)
             by_element.append([name, symbol, *values])
     yield section(
         "Errors",
@@ -248,7 +242,7 @@ def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
         _error_table(by_group, "set", "group") if by_group else "",
     )
     if by_element:
-        header = ["set", "element", "forces MAE, meV/Å", "forces RMSE, meV/Å"]
+        header = ["set", "element", *(QUANTITIES["forces"].column(measure) for measure in MEASURES)]
         classes = [["text", "text", "", ""]] * len(by_element)
         yield section("Forces by element", table(header, by_element, classes))
     caption = "Predictions over labels. Energies and stresses are colored by group, force components by element."
@@ -260,10 +254,10 @@ def _errors(labeled: Mapping[str, Predictions]) -> Iterator[str]:
 
 def _error_table(rows: Mapping[tuple[str, str, int], Mapping[str, float]], *keys: str) -> str:
     names = [
-        (name.format(measure), label.format(measure))
-        for name, label in _ERRORS.items()
-        for measure in ("MAE", "RMSE")
-        if any(name.format(measure) in errors for errors in rows.values())
+        (quantity.error_name(measure), quantity.column(measure))
+        for quantity in QUANTITIES.values()
+        for measure in MEASURES
+        if any(quantity.error_name(measure) in errors for errors in rows.values())
     ]
     cells: list[list[str]] = [
         [
@@ -279,7 +273,7 @@ def _error_table(rows: Mapping[tuple[str, str, int], Mapping[str, float]], *keys
 
 def _worst(labeled: Mapping[str, Predictions]) -> Iterator[str]:
     energies = [
-        [name, frame.source, frame.group, str(frame.n_atoms), f"{1000 * frame.error:+.4g}"]
+        [name, frame.source, frame.group, str(frame.n_atoms), f"{MILLI * frame.error:+.4g}"]
         for name, predictions in labeled.items()
         for frame in predictions.worst_frames("energy_per_atom")
     ]
@@ -290,17 +284,19 @@ def _worst(labeled: Mapping[str, Predictions]) -> Iterator[str]:
             frame.group,
             str(frame.n_atoms),
             f"{frame.atom} ({frame.symbol})",
-            f"{1000 * frame.error:.4g}",
+            f"{MILLI * frame.error:.4g}",
         ]
         for name, predictions in labeled.items()
         for frame in predictions.worst_frames("forces")
     ]
     yield paragraph("Look at these first: large errors are often wrong labels or structures of a kind of their own.")
     if energies:
-        header = ["set", "frame", "group", "atoms", "energy error, meV/atom"]
+        unit = QUANTITIES["energy_per_atom"].error_unit
+        header = ["set", "frame", "group", "atoms", f"energy error, {unit}"]
         yield table(header, energies, [["text"] * 3 + [""] * 2] * len(energies))
     if forces:
-        header = ["set", "frame", "group", "atoms", "atom of the worst force", "its error, meV/Å"]
+        unit = QUANTITIES["forces"].error_unit
+        header = ["set", "frame", "group", "atoms", "atom of the worst force", f"its error, {unit}"]
         yield table(header, forces, [["text"] * 3 + [""] * 3] * len(forces))
 
 

@@ -1,0 +1,98 @@
+/* A potential of ase-segnn as a library: energy, forces and stress of a structure. For programs in C99 or C++, linked
+ * with one library or with several that each is loaded by dlopen with RTLD_LOCAL, since all have the same functions.
+ *
+ * Units are Å, eV, eV/Å and eV/Å^3. Arrays are contiguous, with the last index fastest. All memory belongs to the
+ * caller; the library keeps none and allocates none. Any number of threads may call at the same time, each with a
+ * `segnn_call` and a workspace of its own. A process that was forked by one with threads of OpenMP running has to use
+ * one thread.
+ */
+#ifndef SEGNN_H
+#define SEGNN_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Version of what this header declares. A library and a program that differ in it do not fit. */
+#define SEGNN_INTERFACE_VERSION 1
+
+/* What `segnn_evaluate` returns. With anything but SEGNN_OK, no result was written. */
+enum {
+  SEGNN_OK = 0,
+  SEGNN_NEEDS_ROOM = 1,        /* the workspace is too small; `workspace_size` says how large it has to be */
+  SEGNN_WRONG_VERSION = 2,     /* `version` is not the library's */
+  SEGNN_WRONG_SIZE = 3,        /* the number of atoms, pairs or threads is out of range */
+  SEGNN_MISSING_ARRAY = 4,     /* an input or the workspace is NULL */
+  SEGNN_PAIRS_NOT_SORTED = 5,  /* `centers` decrease somewhere */
+  SEGNN_PAIR_OUT_OF_RANGE = 6, /* an index in `centers` or `neighbors` is not from 0 to n_atoms - 1 */
+  SEGNN_UNKNOWN_ELEMENT = 7    /* an atomic number is none of those in `segnn_info` */
+};
+
+#define SEGNN_MOST_THREADS 1024
+#define SEGNN_MOST_PAIRS (INT64_C(1) << 40)
+
+/* What the library holds. */
+typedef struct segnn_info {
+  const char* name;              /* of the potential */
+  const char* fingerprint;       /* SHA-256 of the potential file, in hexadecimal; "" if there was no file */
+  const char* made_by;           /* such as "ase-segnn 0.1.0" */
+  const char* precision;         /* of the network, "float32" or "float64"; inputs and results are double in both */
+  double cutoff;                 /* Å; pairs at this distance or farther apart are skipped */
+  int64_t n_layers;              /* an atom feels others up to n_layers * cutoff away */
+  int64_t n_elements;            /* length of `atomic_numbers` */
+  const int64_t* atomic_numbers; /* that the potential knows */
+} segnn_info;
+
+/* One structure, and where its results go. Set all of it to zero first. Pairs are ordered: if j is a neighbor of i,
+ * then i is one of j, as another pair. Their vectors are positions[neighbor] + cell_shift * cell - positions[center]. A
+ * list with pairs beyond the cutoff can be used until a pair that it lacks may have come within. */
+typedef struct segnn_call {
+  int64_t version;               /* SEGNN_INTERFACE_VERSION */
+  int64_t n_atoms;               /* 1 to INT32_MAX */
+  int64_t n_pairs;               /* 0 to SEGNN_MOST_PAIRS */
+  int64_t n_threads;             /* 1 to SEGNN_MOST_THREADS, which share the work; results may differ in rounding */
+  const double* positions;       /* (n_atoms, 3), Å */
+  const double* cell;            /* (3, 3), Å, one vector per row; zeros for a structure without a cell */
+  const int64_t* atomic_numbers; /* (n_atoms,) */
+  const int64_t* centers;        /* (n_pairs,), from 0 on, not decreasing */
+  const int64_t* neighbors;      /* (n_pairs,), from 0 on */
+  const double* cell_shifts;     /* (n_pairs, 3), whole numbers of cell vectors by which the neighbor is shifted */
+  double* energy;                /* (1,), eV; NULL for this and all below: not wanted */
+  double* atom_energies;         /* (n_atoms,), eV, with the sum `energy` */
+  double* forces;                /* (n_atoms, 3), eV/Å */
+  double* stress;                /* (3, 3), eV/Å^3, positive under tension as in ASE; nan if the cell has no volume */
+  void* workspace;               /* memory for the library to work in, with any contents; NULL at first */
+  int64_t workspace_size;        /* of this memory, bytes; 0 at first */
+  int64_t halo_rows;             /* kept by the library from call to call; 0 at first */
+} segnn_call;
+
+/* Version of the interface that the library has; fits if it is SEGNN_INTERFACE_VERSION. */
+int64_t segnn_interface_version(void);
+
+/* What the library holds; lasts as long as the library. */
+const segnn_info* segnn_get_info(void);
+
+/* Computes what is wanted, and returns one of the codes above. Where there is too little room, call again with more;
+ * the library asks for an eighth more than it needs, so this is rare once a structure has been evaluated:
+ *
+ *     while ((code = segnn_evaluate(&call)) == SEGNN_NEEDS_ROOM) {
+ *       free(call.workspace);
+ *       call.workspace = malloc(call.workspace_size);
+ *     }
+ */
+int segnn_evaluate(segnn_call* call);
+
+/* Bytes of workspace that a call of this size takes on one thread. Several threads take more, which `segnn_evaluate`
+ * tells: the rows for sums at neighbors that belong to other threads, as many as there are such neighbors. */
+int64_t segnn_workspace_size(int64_t n_atoms, int64_t n_pairs, int forces_or_stress);
+
+/* What a code says, in English; lasts as long as the library. */
+const char* segnn_error_text(int code);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,204 @@
+"""The derivative of a program: the steps of its backward pass, from the last one to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from ase_segnn.codegen.arrays import Array, Leaf
+from ase_segnn.codegen.expressions import Tape
+from ase_segnn.codegen.program import Loop, Product, Step, Store, Total, loop_of
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+# What is done with the gradients of the places of an array instead of storing them.
+Into = Callable[[Mapping[Leaf, int]], list[Store]]
+
+
+def differentiate(tape: Tape, steps: Sequence[Step], by: Array, into: Into) -> tuple[list[Step], dict[str, str]]:
+    """Return the steps that differentiate the sum of all totals.
+
+    Parameters
+    ----------
+    tape : all expressions; those of the derivative are added
+    steps : forward
+    by : array that nothing writes
+    into : what the gradients of `by` are made into, in the loops that have them
+
+    Returns
+    -------
+    steps : backward
+    transposed : name of each matrix that is used transposed -> name of the transposed one
+    """
+    backward = _Backward(tape, steps, by, into)
+    for number, step in reversed(list(enumerate(steps))):
+        if isinstance(step, Total):
+            backward.seeds[step.source] = tape.constant(1)
+        elif isinstance(step, Product):
+            backward.product(step)
+        else:
+            backward.loop(number, step)
+    return backward.steps, backward.transposed
+
+
+def gradients_of(
+    tape: Tape, loop: Loop, cotangent: Callable[[Leaf], int | None], wanted: Callable[[Array], bool]
+) -> dict[Leaf, int]:
+    """Return the gradient of each wanted place that a loop reads, from the gradients of those that it writes.
+
+    Parameters
+    ----------
+    tape : of the loop
+    loop : to be differentiated
+    cotangent : place that is written -> expression of its gradient, None for 0
+    wanted : which arrays to differentiate by
+    """
+    known = [(store.value, cotangent(store.leaf)) for store in loop.stores]
+    values, cotangents = [], []
+    for value, expression in known:
+        if expression is not None:
+            values.append(value)
+            cotangents.append(expression)
+    leaves = [leaf for leaf in loop.leaves if wanted(leaf.array)]
+    adjoints = tape.backward(values, cotangents, [tape.leaf(leaf) for leaf in leaves])
+    return dict(zip(leaves, adjoints, strict=True))
+
+
+def gradient_array(array: Array, prefix: str = "d_") -> Array:
+    """Return an array for the gradients of another one."""
+    return array._replace(name=prefix + array.name)
+
+
+class _Backward:
+    """Collects steps, and knows which array holds the gradient of which."""
+
+    def __init__(self, tape: Tape, steps: Sequence[Step], by: Array, into: Into) -> None:
+        self.steps: list[Step] = []
+        self.transposed: dict[str, str] = {}
+        self.seeds: dict[Array, int] = {}  # gradients that are a number
+        self._tape, self._forward, self._by, self._into = tape, steps, by, into
+        self._depending = _depending(tape, steps, by)
+        self._gathered = _read_at_neighbors(tape, steps)
+        self._gradient: dict[Array, Array] = {}
+        self._written: set[Array] = set()  # gradients that hold something
+
+    def product(self, step: Product) -> None:
+        """Add the step for the gradient of the source of a product."""
+        gradient = self._gradient.get(step.target)
+        if gradient is None or step.source not in self._depending:
+            return
+        self.transposed[step.weight] = f"{step.weight}_transposed"
+        target, adds = self._to_write(step.source)
+        self.steps.append(Product(gradient, self.transposed[step.weight], target, adds))
+
+    def loop(self, number: int, step: Loop) -> None:
+        """Add the loop for the gradients of what a loop reads."""
+        found = gradients_of(self._tape, step, self._cotangent, self._depending.__contains__)
+        stores: list[Store] = []
+        for array, group in _grouped((leaf.array, leaf) for leaf in found).items():
+            adjoints = {leaf: found[leaf] for leaf in group}
+            if all(self._tape.number(adjoint) == 0 for adjoint in adjoints.values()):
+                continue
+            if array == self._by:
+                stores += self._into(adjoints)
+            elif not self._share(number, step, array, adjoints):
+                stores += self._stores(step, array, adjoints)
+        if stores:
+            self.steps.append(loop_of(self._tape, f"{step.name}_backward", step.over, stores, step.below))
+
+    def _stores(self, step: Loop, array: Array, adjoints: Mapping[Leaf, int]) -> list[Store]:
+        """Store or add gradients; the first who writes an array writes all of it."""
+        gradient, adds = self._to_write(array)
+        stores = [Store(leaf._replace(array=gradient), adjoint, adds) for leaf, adjoint in adjoints.items()]
+        if not adds:
+            at = next(iter(adjoints)).at
+            zero = self._tape.constant(0)
+            missing = [leaf._replace(at=at) for leaf in array.leaves() if leaf._replace(at=at) not in adjoints]
+            assert step.below is None
+            stores += [Store(leaf._replace(array=gradient), zero) for leaf in missing]
+        return stores
+
+    def _to_write(self, array: Array) -> tuple[Array, bool]:
+        """Return the array of a gradient, and whether to add to what is there.
+
+        What neighbors add to is zero before a call, and always added to.
+        """
+        gradient = self._gradient.setdefault(array, gradient_array(array))
+        adds = array in self._gathered or gradient in self._written
+        self._written.add(gradient)
+        return gradient, adds
+
+    def _cotangent(self, leaf: Leaf) -> int | None:
+        if leaf.array in self.seeds:
+            return self.seeds[leaf.array]
+        gradient = self._gradient.get(leaf.array)
+        return None if gradient is None else self._tape.leaf(leaf._replace(array=gradient))
+
+    def _share(self, number: int, step: Loop, array: Array, adjoints: Mapping[Leaf, int]) -> bool:
+        """Let two arrays have one gradient where a loop hands it on as it is, as a residual does.
+
+        What comes later adds to it in place, so that no other array that shares it may be needed by then.
+        """
+        if step.over == "edges" or array in self._gradient or array in self._gathered:
+            return False
+        sources = {self._tape.nodes[adjoint].value for adjoint in adjoints.values()}
+        gradients = {leaf.array for leaf in sources if isinstance(leaf, Leaf)}
+        if len(gradients) != 1:
+            return False
+        [gradient] = gradients
+        same = {leaf: self._tape.leaf(leaf._replace(array=gradient)) for leaf in array.leaves()}
+        if same != adjoints or gradient not in self._written:
+            return False
+        if gradient in map(gradient_array, self._gathered):  # the pass that reads it leaves zeros behind
+            return False
+        sharing = [other for other, one in self._gradient.items() if one == gradient and self._made(other) < number]
+        sharing.append(array)
+        for x in sharing:
+            later = [k for y in sharing if y != x for k in self._readers(y) if k != number]
+            if any(k >= self._made(x) for k in later):
+                return False
+        self._gradient[array] = gradient
+        return True
+
+    def _readers(self, array: Array) -> list[int]:
+        return [k for k, step in enumerate(self._forward) if any(array == read for read, _ in step.reads)]
+
+    def _made(self, array: Array) -> int:
+        """Return the number of the first step that writes an array."""
+        return next(k for k, step in enumerate(self._forward) if any(array == one for one, _ in step.writes))
+
+
+def _depending(tape: Tape, steps: Sequence[Step], by: Array) -> set[Array]:
+    """Return all arrays whose values depend on one."""
+    found = {by}
+    for step in steps:
+        if isinstance(step, Loop):
+            made = [(store.leaf.array, tape.leaves([store.value])) for store in step.stores]
+            found.update(array for array, leaves in made if any(leaf.array in found for leaf in leaves))
+        elif any(array in found for array, _ in step.reads):
+            found.update(array for array, _ in step.writes)
+    return found
+
+
+def _read_at_neighbors(tape: Tape, steps: Sequence[Step]) -> set[Array]:
+    """Return the arrays that are read at neighbors on the way to a total."""
+    needed: set[Array] = set()
+    found: set[Array] = set()
+    for step in reversed(steps):
+        if isinstance(step, Total):
+            needed.add(step.source)
+        elif isinstance(step, Product):
+            needed.update([step.source] if step.target in needed else [])
+        else:
+            leaves = tape.leaves([store.value for store in step.stores if store.leaf.array in needed])
+            needed.update(leaf.array for leaf in leaves)
+            found.update(leaf.array for leaf in leaves if leaf.at == "neighbor")
+    return found
+
+
+def _grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups

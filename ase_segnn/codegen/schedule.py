@@ -1,0 +1,168 @@
+"""Which steps of a program may run together for a block of atoms, and how long each array is needed.
+
+Threads have atoms of their own and take them in blocks that fit into a cache. The steps of a pass run for one block
+after another. Between passes all threads wait.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ase_segnn.codegen.arrays import Array
+from ase_segnn.codegen.program import Access, Loop, Product, Program, Step, Total
+
+
+class Pass(NamedTuple):
+    """Steps that run together.
+
+    Parameters
+    ----------
+    forward, backward : steps; the latter for forces alone
+    gathered : arrays to which neighbors have added before. What other threads have for the atoms of a block is added
+        first, and the rows of the block are zero again afterwards
+    scratch : arrays of atoms that no other pass needs -> where they begin in memory for a block, in numbers of the
+        network's precision per atom. Arrays that are not needed at the same time share memory, so that it fits into a
+        cache
+    """
+
+    forward: list[Step]
+    backward: list[Step]
+    gathered: list[Array]
+    scratch: dict[Array, int]
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps in their order."""
+        return [*self.forward, *self.backward]
+
+
+class Schedule(NamedTuple):
+    """A program in passes.
+
+    Parameters
+    ----------
+    passes : one after another
+    lasting : arrays of atoms and edges that are needed from pass to pass, and for energies alone
+    lasting_backward : the same, needed for forces alone
+    scattered : those of them to which neighbors add
+    totals : sums over structures, at the end
+    """
+
+    passes: list[Pass]
+    lasting: list[Array]
+    lasting_backward: list[Array]
+    scattered: list[Array]
+    totals: list[Total]
+
+
+def schedule(program: Program, given: set[Array]) -> Schedule:
+    """Put the steps of a program into passes.
+
+    Parameters
+    ----------
+    program : in an order in which its steps can run
+    given : arrays in memory of the caller
+    """
+    cut = _cut(program)
+    used_in: dict[Array, set[int]] = {}
+    neighbors: set[Array] = set()
+    forward: set[Array] = set()
+    for number, steps in enumerate(cut):
+        for k, step in steps:
+            for array, at in _accesses(step):
+                used_in.setdefault(array, set()).add(number)
+                if at == "neighbor":
+                    neighbors.add(array)
+                if k < program.n_forward:
+                    forward.add(array)
+    totals = [step for step in program.steps if isinstance(step, Total)]
+    kept = neighbors | {total.source for total in totals}
+    own = [array for array in used_in if array.rows in ("node", "edge") and array not in given]
+    lasting = [array for array in own if array.rows == "edge" or len(used_in[array]) > 1 or array in kept]
+    scattered = _scattered(program.steps)
+    passes = [
+        Pass(
+            [step for k, step in steps if k < program.n_forward],
+            [step for k, step in steps if k >= program.n_forward],
+            _gathered(steps, scattered),
+            _places([step for _, step in steps], {array for array in own if array not in lasting}),
+        )
+        for number, steps in enumerate(cut)
+    ]
+    return Schedule(
+        passes,
+        [array for array in lasting if array in forward],
+        [array for array in lasting if array not in forward],
+        [array for array in lasting if array in scattered],
+        totals,
+    )
+
+
+def _cut(program: Program) -> list[list[tuple[int, Step]]]:
+    """Cut the steps where one needs what other threads have done in the same pass."""
+    cut: list[list[tuple[int, Step]]] = [[]]
+    written: set[Access] = set()
+    for k, step in enumerate(program.steps):
+        if isinstance(step, Total):
+            continue
+        waits = any((array, "neighbor") in written for array, _ in step.reads)
+        waits |= any(at == "neighbor" and (array, "center") in written for array, at in step.reads)
+        if waits:
+            late = _late(cut[-1], program.steps[k:])
+            cut[-1] = cut[-1][: len(cut[-1]) - len(late)]
+            cut.append(late)
+            written = {access for _, one in late for access in one.writes}
+        cut[-1].append((k, step))
+        written.update(step.writes)
+    return cut
+
+
+def _late(steps: list[tuple[int, Step]], later: list[Step]) -> list[tuple[int, Step]]:
+    """Return the last products of a pass that can wait for the next: of what lasts anyway, for the same atoms alone."""
+    lasting = {array for step in later for array, _ in step.reads}
+    gathered = {array for step in later for array, at in step.reads if at == "neighbor"}
+    n = len(steps)
+    while n > 0:
+        step = steps[n - 1][1]
+        if not isinstance(step, Product) or step.source not in lasting or step.target in gathered:
+            break
+        n -= 1
+    return steps[n:]
+
+
+def size_of(array: Array) -> int:
+    """Return the numbers of the network's precision that a row takes at most."""
+    return array.stride * (2 if array.is_double else 1)
+
+
+def _places(steps: list[Step], arrays: set[Array]) -> dict[Array, int]:
+    """Return where arrays begin that are needed from the first to the last step that has them."""
+    used: dict[Array, list[int]] = {}
+    for k, step in enumerate(steps):
+        for array, _ in _accesses(step):
+            if array in arrays:
+                used.setdefault(array, []).append(k)
+    places: dict[Array, int] = {}
+    for array in sorted(used, key=lambda x: (used[x][0], x.identifier)):
+        others = [x for x in places if used[x][0] <= used[array][-1] and used[x][-1] >= used[array][0]]
+        start = 0
+        for other in sorted(others, key=places.__getitem__):
+            if places[other] < start + size_of(array):
+                start = max(start, places[other] + size_of(other))
+        places[array] = start
+    return places
+
+
+def _accesses(step: Step) -> list[Access]:
+    return [*step.reads, *step.writes]
+
+
+def _scattered(steps: list[Step]) -> dict[Array, None]:
+    """Return the arrays to which neighbors add."""
+    loops = [step for step in steps if isinstance(step, Loop)]
+    return {array: None for step in loops for array, at in step.writes if at == "neighbor"}
+
+
+def _gathered(steps: list[tuple[int, Step]], scattered: dict[Array, None]) -> list[Array]:
+    """Return the arrays to which neighbors have added before these steps, which read them."""
+    return list(dict.fromkeys(array for _, step in steps for array, _ in step.reads if array in scattered))
