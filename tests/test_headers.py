@@ -37,7 +37,7 @@ _ARGUMENTS = struct(
     {"n_nodes": "int64_t", "n_edges": "int64_t", "n_threads": "int64_t"}
     | {"centers": "const int64_t*", "neighbors": "const int64_t*"},
 )
-NEEDS = {"vectors": "", "products": "", "splines": "", "frame": _CALL, "edges": _ARGUMENTS}
+NEEDS = {"threads": "", "vectors": "", "products": "", "splines": "", "frame": _CALL, "edges": _ARGUMENTS}
 
 
 def assert_no_warnings(source: str, folder: Any, *flags: str) -> None:

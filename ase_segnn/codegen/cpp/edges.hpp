@@ -1,12 +1,7 @@
 // Loops along edges in any order, of which each thread has a share. Needs the struct Arguments.
 #pragma once
+#include "threads.hpp"
 #include "vectors.hpp"
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static inline int omp_get_thread_num() { return 0; }
-static inline int omp_get_num_threads() { return 1; }
-#endif
 
 // Calls turn(arguments, edge, center, neighbor, first row of the thread's sums) for each edge. Returns 0, or 1 if an
 // edge joins nodes that are not there; nothing is read or written then.

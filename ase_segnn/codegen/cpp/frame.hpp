@@ -3,13 +3,8 @@
 #pragma once
 #include <algorithm>
 
+#include "threads.hpp"
 #include "vectors.hpp"
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static inline int omp_get_thread_num() { return 0; }
-static inline int omp_get_num_threads() { return 1; }
-#endif
 
 enum { BLOCK = 32, COST_OF_ATOM = 20 };  // atoms of a block at most; an atom costs about as much as so many edges
 
