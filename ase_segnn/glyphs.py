@@ -153,9 +153,10 @@ def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
         for hook in hooks:
             hook.remove()
     _, attributes, *_ = inputs
+    kinds = [network.embedding.irreps_out, *(shape.features_out for shape in network.shapes)]
     return NodeVectors(
         SteerableVectors(attributes, o3.Irreps(network.irreps_node_attributes)),
-        [SteerableVectors(x, o3.Irreps(network.irreps_hidden)) for x in features],
+        [SteerableVectors(x, o3.Irreps(irreps)) for x, irreps in zip(features, kinds, strict=True)],
     )
 
 

@@ -70,7 +70,7 @@ def statements(tape: Tape, loop: Loop, names: Mapping[Access, str]) -> Statement
     writer.expressions(loop.below or ())
     if loop.below is not None:
         writer.scalars.append("if (!({} < {})) continue;".format(*map(writer.name, loop.below)))
-    writer.expressions([store.value for store in loop.stores])
+    writer.expressions(loop.values)
     for number, store in enumerate(loop.stores):
         writer.store(number, store)
     return Statements(writer.scalars, writer.vectors, writer.finish)
@@ -107,6 +107,9 @@ class _Writer:
     def store(self, number: int, store: Store) -> None:
         """Put the value of an expression where it belongs."""
         leaf = store.leaf
+        if store.spline is not None:
+            self._spread(store)
+            return
         adds = store.adds or (self._over == "edges" and leaf.at != "edge")
         row, name = self._names[leaf.array, leaf.at], self.name(store.value)
         if leaf.array.channels:
@@ -120,6 +123,27 @@ class _Writer:
         act = "+=" if adds else "="
         self.finish.append(f"{row}[{leaf.offset}] {act} {name};")
 
+    def _spread(self, store: Store) -> None:
+        """Add to the coefficients of a spline."""
+        assert store.spline is not None
+        node = self._tape.nodes[store.spline]
+        gradient, table = self._names[store.leaf.array, store.leaf.at], self._spline(node)
+        what = {"spline": "values", "slope": "slopes"}[node.operation]
+        self.vectors.append(
+            f"{table}.spread({table}.{what}, {gradient}, {store.leaf.offset} + c, V{{}} + {self.name(store.value)});"
+        )
+
+    def _spline(self, node: Node) -> str:
+        """Return what the splines of a table at a distance are called."""
+        assert isinstance(node.value, Leaf)
+        table, distance = node.value.array, self.name(node.operands[0])
+        key = self._names[table, node.value.at], distance
+        if key not in self._splines:
+            self._splines[key] = name = f"splines{len(self._splines) or ''}"
+            arguments = f"{key[0]}, edges.n_intervals, edges.per_length, {distance}"
+            self.scalars.append(f"const Splines<{table.stride}> {name}({arguments});")
+        return self._splines[key]
+
     def _code(self, node: Node) -> str:
         if node.operation == "leaf":
             assert isinstance(node.value, Leaf)
@@ -128,10 +152,4 @@ class _Writer:
         operands = [self.name(operand) for operand in node.operands]
         if not isinstance(node.value, Leaf):
             return _OPERATIONS[node.operation].format(*operands)
-        table = node.value.array
-        key = self._names[table, node.value.at], operands[0]
-        if key not in self._splines:
-            self._splines[key] = name = f"splines{len(self._splines) or ''}"
-            arguments = f"{key[0]}, edges.n_intervals, edges.per_length, {key[1]}"
-            self.scalars.append(f"const Splines<{table.stride}> {name}({arguments});")
-        return _OPERATIONS[node.operation].format(splines=self._splines[key], place=node.value.offset)
+        return _OPERATIONS[node.operation].format(splines=self._spline(node), place=node.value.offset)

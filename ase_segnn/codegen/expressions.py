@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
-from ase_segnn.codegen.arrays import Leaf
+from ase_segnn.codegen.arrays import Array, Leaf
 
 
 class Node(NamedTuple):
@@ -108,6 +108,15 @@ class Tape:
         """Return the places that some expressions read, tables of splines among them."""
         values = (self.nodes[index].value for index in self.needed(wanted))
         return list(dict.fromkeys(value for value in values if isinstance(value, Leaf)))
+
+    def splines(self, wanted: Sequence[int], tables: Container[Array]) -> list[int]:
+        """Return the splines of some tables, and their slopes, that some expressions are made of."""
+        found = []
+        for index in self.needed(wanted):
+            value = self.nodes[index].value
+            if self.nodes[index].operation != "leaf" and isinstance(value, Leaf) and value.array in tables:
+                found.append(index)
+        return found
 
     def backward(self, outputs: Sequence[int], cotangents: Sequence[int], inputs: Sequence[int]) -> list[int]:
         """Return, per input, the sum over outputs of cotangent times derivative; for scalars still per channel.

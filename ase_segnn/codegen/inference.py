@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, count
 
 import torch
 
 from ase_segnn.checks import SMALLEST_VOLUME
 from ase_segnn.codegen.arrays import Array, At
-from ase_segnn.codegen.cpp import c_type, preamble, statements, unique_names
-from ase_segnn.codegen.expressions import Tape
+from ase_segnn.codegen.cpp import c_type, preamble
 from ase_segnn.codegen.interface import INPUT, NUMBERS, struct
+from ase_segnn.codegen.loops import Functions, parameters_of
 from ase_segnn.codegen.potentials import ATOM_ENERGIES, FORCES
-from ase_segnn.codegen.program import Access, Loop, Product, Program, Step
+from ase_segnn.codegen.program import Loop, Product, Program, Step
 from ase_segnn.codegen.schedule import Pass, Schedule, schedule, size_of
 
 _GIVEN = {ATOM_ENERGIES, FORCES}
@@ -40,7 +39,7 @@ def source_of(program: Program, dtype: torch.dtype) -> str:
     """
     channels = max(step.channels for step in program.steps if isinstance(step, Loop))
     plan = schedule(program, _GIVEN)
-    functions = _Functions(program.tape)
+    functions = Functions(program.tape)
     passes = [_pass_function(functions, plan, number) for number in range(len(plan.passes))]
     n_forward = sum(bool(one.forward) for one in plan.passes)
     parts = [
@@ -62,83 +61,7 @@ def source_of(program: Program, dtype: torch.dtype) -> str:
     return "\n".join(parts)
 
 
-class _Functions:
-    """The loops of a program as functions; loops of the same form are one function."""
-
-    def __init__(self, tape: Tape) -> None:
-        self._tape = tape
-        self._names: dict[tuple[str, str], str] = {}  # (parameters, body) -> name
-
-    def name(self, loop: Loop) -> str:
-        """Return the name of the function of a loop."""
-        key = _function(self._tape, loop)
-        if key not in self._names:
-            taken = self._names.values()
-            numbered = (f"{loop.name}_{k}" for k in count(2))
-            self._names[key] = next(name for name in chain([loop.name], numbered) if name not in taken)
-        return self._names[key]
-
-    def texts(self) -> list[str]:
-        """Return the functions."""
-        return [f"static void {name}({parameters}) {{\n{body}}}\n" for (parameters, body), name in self._names.items()]
-
-
-def _parameters(loop: Loop) -> list[Access]:
-    """Return the arrays that a loop takes, in the order of its arguments."""
-    return list(dict.fromkeys([*loop.reads, *loop.writes]))
-
-
-def _function(tape: Tape, loop: Loop) -> tuple[str, str]:
-    """Return the parameters and the body of the function of a loop."""
-    accesses = _parameters(loop)
-    names = unique_names(accesses)
-    written = set(loop.writes)
-    parameters = ["[[maybe_unused]] const Edges& edges", "int64_t i0", "int64_t n"]
-    rows: dict[bool, list[str]] = {True: [], False: []}  # by whether they change from edge to edge
-    for access in accesses:
-        kind = f"{'' if access in written else 'const '}{c_type(access[0])}*"
-        parameters.append(f"{kind} all_{names[access]}")
-        place = _row(*access, is_written=access in written)
-        rows[access[1] != "center"].append(f"{kind} const {names[access]} = all_{names[access]}{place};")
-    inner = statements(tape, loop, names)
-    turn = [*inner.scalars]
-    if inner.vectors:
-        turn += ["for (int c = 0; c < CHANNELS; c += LANES) {", *(f"  {line}" for line in inner.vectors), "}"]
-    turn += inner.finish
-    if loop.over == "nodes":
-        turn = [*rows[False], *rows[True], *turn]
-    else:
-        edge = ["[[maybe_unused]] const int64_t j = edges.neighbors[e];", *rows[True], *turn]
-        head = "for (int64_t e = edges.rows[i]; e < edges.ends[i]; ++e) {"
-        turn = [*rows[False], *_clears(loop, names), head, *(f"  {line}" for line in edge), "}"]
-    lines = ["for (int64_t i = i0; i < i0 + n; ++i) {", *(f"  {line}" for line in turn), "}"]
-    return ", ".join(parameters), "".join(f"  {line}\n" for line in lines)
-
-
-def _row(array: Array, at: At, *, is_written: bool) -> str:
-    """Return what is added to the pointer to an array to get to a row."""
-    atom = "j" if at == "neighbor" else "i"
-    match array.rows:
-        case "node":
-            row = "(i - i0)" if at == "center" else "edges.targets[e]" if is_written else "j"
-        case "edge":
-            row = "e"
-        case "species":
-            row = f"edges.species[{atom}]"
-        case "pair":
-            row = "(edges.species[i] * edges.n_species + edges.species[j])"
-        case _:
-            return ""
-    return f" + {row} * {array.stride}"
-
-
-def _clears(loop: Loop, names: dict[Access, str]) -> list[str]:
-    """Return statements that clear sums over the edges of an atom."""
-    summed = {store.leaf.array: None for store in loop.stores if store.leaf.at == "center" and not store.adds}
-    return [f"clear({names[array, 'center']}, {array.stride});" for array in summed]
-
-
-def _pass_function(functions: _Functions, plan: Schedule, number: int) -> str:
+def _pass_function(functions: Functions, plan: Schedule, number: int) -> str:
     """Return the function of a pass: what it does for a block of atoms."""
     one = plan.passes[number]
     backward = [_call(functions, one, step) for step in one.backward]
@@ -156,13 +79,13 @@ def _pass_function(functions: _Functions, plan: Schedule, number: int) -> str:
     return f"static void pass_{number}({_PASS}) {{\n{body}}}\n"
 
 
-def _call(functions: _Functions, one: Pass, step: Step) -> str:
+def _call(functions: Functions, one: Pass, step: Step) -> str:
     if isinstance(step, Product):
         source, target = (_pointer(one, array, "center") for array in (step.source, step.target))
         sizes = f"n * {step.source.components}, {step.source.width}, {step.target.width}"
         return f"multiply({sizes}, {source}, constants.{step.weight}, {target}, {int(step.adds)});"
     assert isinstance(step, Loop)
-    arguments = [_pointer(one, *access) for access in _parameters(step)]
+    arguments = [_pointer(one, *access) for access in parameters_of(step)]
     return f"{functions.name(step)}(edges, i0, n, {', '.join(arguments)});"
 
 

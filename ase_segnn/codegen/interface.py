@@ -37,7 +37,7 @@ NUMBERS = {
     "n_intervals": "int64_t",
     "species_of_number": "const int64_t*",
 }
-_TYPES: dict[str, Any] = {"int64_t": ctypes.c_int64}
+_TYPES: dict[str, Any] = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
 
 
 def struct(name: str, fields: Mapping[str, str]) -> str:

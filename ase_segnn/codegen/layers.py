@@ -11,6 +11,7 @@ from ase_segnn.codegen.arrays import Array
 from ase_segnn.codegen.builder import Builder, Feature, Features, filled
 from ase_segnn.codegen.rules import build, builds
 from ase_segnn.model.irreps import Irrep
+from ase_segnn.model.products import NodeProducts
 from ase_segnn.model.segnn import SEGNNLayer, SteerableMLP
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Gate, Path, SteerableLinear
 
@@ -184,7 +185,42 @@ def segnn_layer(
     b: Builder, layer: SEGNNLayer, features: Features, messages: Features, attribute: Attribute
 ) -> Features:
     """Update, eq. 5 of the paper."""
-    return residual(b, features, build(b, layer.update, [*features, *messages], attribute))
+    if layer.products is not None:
+        messages = build(b, layer.products, messages)
+    updates = build(b, layer.update, [*features, *messages], attribute)
+    if layer.skip is None:
+        return residual(b, features, updates)
+    with b.scope("skip"):
+        old = build(b, layer.skip, features, attribute, [[mul] for mul, _ in layer.skip.irreps_out])
+    return residual(b, old, updates)
+
+
+@builds(NodeProducts)
+def node_products(b: Builder, products: NodeProducts, sums: Features) -> Features:
+    """All orders, in one loop over atoms after the matrices of the sums."""
+    scale, tape = products.scale, b.tape
+    first = {
+        entry: b.mixed(f"gathered_{ir}", feature._replace(mix=feature.mix * scale[0, entry]))
+        for entry, (feature, (_, ir)) in enumerate(zip(sums, products.irreps, strict=True))
+    }
+    numbers, orders = first[0].numbers, [{entry: x.parts[0] for entry, x in first.items()}]
+    for order, (paths, weights) in enumerate(zip(products.paths, products.weights, strict=True), 1):
+        scales = scale[order, [path.entry_out for path in paths]]
+        rows = filled(weights * scales[:, None], numbers, b.channels)
+        table = b.constant(b.vectors(f"path_weights_{order + 1}", "once", 1, len(paths)), rows.flatten())
+        results: dict[int, list[int]] = {}
+        for slot, path in enumerate(paths):
+            coupled = b.couple(
+                orders[-1][path.entry], orders[0][path.entry_of_sums], products.irreps[path.entry_out].ir.l
+            )
+            [weight] = b.read(table, slot)
+            weighted = [tape.multiply(weight, x) for x in coupled]
+            so_far = results.get(path.entry_out)
+            results[path.entry_out] = weighted if so_far is None else b.add(so_far, weighted)
+        orders.append(results)
+    return [
+        Feature([order[entry]], numbers) for order, kept in zip(orders, products.returned, strict=True) for entry in kept
+    ]
 
 
 def residual(b: Builder, old: Features, updates: Features) -> Features:

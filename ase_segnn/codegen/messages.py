@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ase_segnn.codegen.builder import Builder, Feature, channels_of, filled
 from ase_segnn.codegen.layers import Attribute, gated, numbers_before
-from ase_segnn.model.irreps import Irrep
+from ase_segnn.model.irreps import Irrep, Irreps
 from ase_segnn.model.segnn import MessageNetwork
 from ase_segnn.model.steerable import SIGMOID_NORM, SILU_NORM, Path
 
@@ -36,6 +36,7 @@ class MessageShape:
     Attributes
     ----------
     channels : C
+    irreps, hidden, irreps_out : of the features, between both layers, and of the messages
     ways : per entry of the features, the products of the first layer that start from it
     n_slots : per entry, the slots of what is sent
     n_added, n_factors : functions of the distance
@@ -44,8 +45,9 @@ class MessageShape:
     def __init__(self, message: MessageNetwork) -> None:
         assert message.gate_1 is not None
         self._linear = message.linear_1
-        self.irreps = message.linear_2.irreps_in
-        self.numbers = [mul for mul, _ in self.irreps]
+        self.hidden, self.irreps_out = message.linear_2.irreps_in, message.linear_2.irreps_out
+        self.irreps = Irreps(message.linear_1.irreps_in[: (len(message.linear_1.irreps_in) - 1) // 2])
+        self.numbers = [mul for mul, _ in self.hidden]
         self.channels = channels_of(self.numbers)
         self.before_gate = numbers_before(message.gate_1)
         n = len(self.irreps)
@@ -74,27 +76,36 @@ class MessageShape:
         numbers = [self.numbers[path.entry_in] for path in self.products[entry]]
         return filled(message.linear_2.weights[entry].T, numbers, self.channels).T
 
-    def functions(self, message: MessageNetwork, scalars: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what message scalars (E, n) add in the first layer, and the factors of the second, (E, ... * C) each.
+    def inner_functions(self, message: MessageNetwork, scalars: Tensor) -> Tensor:
+        """Return what all functions of the distance are linear in, (E, n), from the message scalars (E, n_scalars)."""
+        if message.weights is None:
+            return scalars
+        hidden = scalars
+        for layer in list(message.weights)[:-1]:
+            hidden = layer(hidden)
+        return torch.cat([scalars, hidden], dim=1)
+
+    def functions(self, message: MessageNetwork, inner: Tensor) -> Tensor:
+        """Return the functions of the distance from the inner ones: what is added, then the factors, (E, ... * C).
 
         The factors have the constants of the gate in them.
         """
         bias = filled(message.linear_1.biases["0"], self.before_gate[0], self.channels)
         slots = [(o, len(self.before_gate[o]) * self.channels) for o, _ in self.ways[self.scalars]]
         biases = torch.cat([bias if o == 0 else bias.new_zeros(n) for o, n in slots])
-        added = torch.addmm(biases, scalars, self.first_weights(2 * len(self.irreps)))
+        weights = self.first_weights(2 * len(self.irreps))
+        added = torch.addmm(biases, inner[:, : len(weights)], weights)
         entries = [path.entry_in for paths in self.products for path in paths]
-        norms = [SILU_NORM if entry == self.scalars else SIGMOID_NORM for entry in entries]
+        norms = [SILU_NORM if self.hidden[entry].ir == Irrep(0, 1) else SIGMOID_NORM for entry in entries]
         constants = bias.new_tensor(norms).repeat_interleave(self.channels)
         if message.weights is None:
-            return added, constants.expand(len(scalars), -1)
-        *layers, last = message.weights
+            return torch.cat([added, constants.expand(len(inner), -1)], dim=1)
+        last = message.weights[-1]
         assert isinstance(last, nn.Linear)
-        for layer in layers:
-            scalars = layer(scalars)
         numbers = [self.numbers[entry] for entry in entries]
         weight, last_bias = (filled(x, numbers, self.channels) for x in (last.weight.T, last.bias))
-        return added, torch.addmm(constants * last_bias, scalars, constants * weight)
+        factors = torch.addmm(constants * last_bias, inner[:, len(weights) :], constants * weight)
+        return torch.cat([added, factors], dim=1)
 
     def _ways(self, entry_in: int) -> list[tuple[int, Path]]:
         paths = [(o, path) for o, to_one in enumerate(self._linear.paths) for path in to_one]

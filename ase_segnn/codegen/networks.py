@@ -41,8 +41,6 @@ class Embedding(NamedTuple):
 def _needs(network: SEGNN) -> str | None:
     if not network.rounds:
         return "it has no messages"
-    if network.irreps_messages != network.irreps_hidden:
-        return "its messages have other irreps than its features"
     if not network.unit_scalar_attributes:
         return "scalars of its attributes may differ from 1"
     return None
@@ -54,7 +52,7 @@ def segnn(b: Builder, network: SEGNN, potential: Potential, geometry: Geometry) 
     embedding = _embedding(network.embedding, potential.one_hot)
     attribute = geometry.attribute(b, geometry.node_attributes)
     features: Features = []
-    for (mul, ir), rows, start in zip(network.irreps_hidden, embedding.rows, embedding.starts, strict=True):
+    for (mul, ir), rows, start in zip(network.shapes[0].features_in, embedding.rows, embedding.starts, strict=True):
         components = [b.tape.constant(0)] * ir.dim
         if rows is not None:
             table = b.vectors(f"embedding_{ir}", "species", 1, 1)
@@ -63,7 +61,7 @@ def segnn(b: Builder, network: SEGNN, potential: Potential, geometry: Geometry) 
         features.append(Feature([components], [mul]))
     for t, layer in enumerate(network.rounds):
         with b.scope(f"layer_{t}"):
-            for entry, (feature, (_, ir)) in enumerate(zip(features, network.irreps_hidden, strict=True)):
+            for entry, (feature, (_, ir)) in enumerate(zip(features, network.shapes[t].features_in, strict=True)):
                 array = b.stored(f"features_{ir}", feature)
                 features[entry] = feature._replace(parts=[b.read(array)])
             summed = build(b, layer.message, features, potential, geometry, embedding if t == 0 else None)
@@ -132,7 +130,7 @@ def message_network(
         b, message, sent, lambda k: b.tape.spline(table.leaf(slot=k, at="edge"), distance), attribute, weight
     )
     stores, summed = [], []
-    for entry, (products, (_, ir)) in enumerate(zip(sums, shape.irreps, strict=True)):
+    for entry, (products, (_, ir)) in enumerate(zip(sums, shape.irreps_out, strict=True)):
         array = b.vectors(f"sums_{ir}", "node", ir.dim, len(products))
         stores += [Store(array.leaf(m, k), x) for k, product in enumerate(products) for m, x in enumerate(product)]
         parts = [b.read(array, k) for k in range(len(products))]
@@ -178,13 +176,17 @@ def _of_elements(b: Builder, shape: MessageShape, embedding: Embedding, attribut
 
 
 def _splines(potential: Potential, message: MessageNetwork) -> Tensor:
-    """Return coefficients of the functions of the distance, (intervals + 5, functions * C)."""
-    exact = copy.deepcopy(message).double()
-    shape = MessageShape(exact)
+    """Return coefficients of the functions of the distance, (intervals + 5, functions * C).
 
-    def functions(distances: Tensor) -> Tensor:
+    The coefficients are linear in the functions, and so are those of the inner functions made into them. They are
+    computed in float64, but for a program that learns: in the network's precision then, to be differentiated.
+    """
+    exact = message if torch.is_grad_enabled() else copy.deepcopy(message).double()
+    shape, dtype = MessageShape(exact), exact.linear_1.weights[0].dtype
+
+    def inner(distances: Tensor) -> Tensor:
         scalars, _ = potential.radial_functions(distances.where(distances != 0, _SMALLEST))
-        return torch.cat(shape.functions(exact, scalars), dim=1)
+        return shape.inner_functions(exact, scalars.to(dtype))
 
-    table = spline_coefficients(functions, potential.cutoff, INTERVALS[potential.dtype])
-    return table.to(potential.dtype)
+    table = spline_coefficients(inner, potential.cutoff, INTERVALS[potential.dtype])
+    return shape.functions(exact, table).to(potential.dtype)

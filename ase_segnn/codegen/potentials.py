@@ -13,7 +13,7 @@ from ase_segnn.codegen.builder import Builder
 from ase_segnn.codegen.derivative import differentiate
 from ase_segnn.codegen.geometry import FORCES_OF_PAIRS, VECTORS, VIRIALS, forces_from, geometry_of
 from ase_segnn.codegen.messages import MessageShape
-from ase_segnn.codegen.program import Program, Store, Total, loop_of
+from ase_segnn.codegen.program import Loop, Program, Store, Total, loop_of
 from ase_segnn.codegen.rules import build, builds
 from ase_segnn.model.potential import Potential
 
@@ -29,17 +29,27 @@ def program_of(potential: Potential) -> Program:
     ----------
     potential : its network has no `unsupported` part
     """
-    message = potential.network.rounds[0].message
-    b = Builder(MessageShape(message).channels)
     with torch.no_grad():
-        build(b, potential)
+        b = forward_of(potential)
         steps = list(b.steps)
         backward, transposed = differentiate(b.tape, steps, VECTORS, partial(forces_from, b.tape))
         weights = b.weights | {new: b.weights[name].T for name, new in transposed.items()}
-    result = [Store(FORCES.leaf(m), x) for m, x in enumerate(b.read(FORCES_OF_PAIRS))]
-    backward += [loop_of(b.tape, "forces", "nodes", result), Total(VIRIALS, "virials")]
+    backward += [store_forces(b), Total(VIRIALS, "virials")]
     contiguous = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
     return Program(b.tape, [*steps, *backward], len(steps), contiguous)
+
+
+def forward_of(potential: Potential) -> Builder:
+    """Write down the energies of a potential."""
+    b = Builder(MessageShape(potential.network.rounds[0].message).channels)
+    build(b, potential)
+    return b
+
+
+def store_forces(b: Builder) -> Loop:
+    """Return the loop that hands over forces, after their derivative."""
+    result = [Store(FORCES.leaf(m), x) for m, x in enumerate(b.read(FORCES_OF_PAIRS))]
+    return loop_of(b.tape, "forces", "nodes", result)
 
 
 @builds(Potential)

@@ -50,11 +50,23 @@ class Store(NamedTuple):
 
     In a loop along edges, what goes to the center is summed over its edges. With `adds`, and at neighbors always, the
     value is added to what is there.
+
+    Parameters
+    ----------
+    leaf, value, adds : see above
+    spline : expression of a spline or slope; `leaf` is then a place in a table, and the value times the derivative of
+        this expression by each coefficient is added to the coefficients
     """
 
     leaf: Leaf
     value: int
     adds: bool = False
+    spline: int | None = None
+
+    @property
+    def needs(self) -> list[int]:
+        """Expressions to be evaluated."""
+        return [self.value] if self.spline is None else [self.value, self.spline]
 
 
 class Loop(NamedTuple):
@@ -88,7 +100,7 @@ class Loop(NamedTuple):
     @property
     def values(self) -> list[int]:
         """Expressions that are evaluated."""
-        return [*(store.value for store in self.stores), *(self.below or ())]
+        return [*(value for store in self.stores for value in store.needs), *(self.below or ())]
 
     @property
     def channels(self) -> int:
@@ -142,5 +154,5 @@ def loop_of(
 ) -> Loop:
     """Return a loop, with the places that it reads looked up."""
     stores = tuple(stores)
-    values = [*(store.value for store in stores), *(below or ())]
-    return Loop(name, over, stores, tuple(tape.leaves(values)), below)
+    loop = Loop(name, over, stores, (), below)
+    return loop._replace(leaves=tuple(tape.leaves(loop.values)))

@@ -11,6 +11,7 @@ interpolates smooth functions with an error of order h^6 (de Boor, A Practical G
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -38,19 +39,25 @@ def spline_coefficients(function: Callable[[Tensor], Tensor], length: float, n_i
 
     Parameters
     ----------
-    function : (n,) float64 -> (n, ...) float64, smooth also a little below 0 and beyond `length`
+    function : (n,) float64 -> (n, ...), smooth also a little below 0 and beyond `length`
     length : of all intervals together, positive
     n_intervals : at least 1
 
     Returns
     -------
-    (n_intervals + 5, ...) float64; interval k uses those from k to k + 5
+    (n_intervals + 5, ...), can be differentiated by what the functions depend on; interval k uses those from k to k + 5
     """
-    n = n_intervals + 1 + 2 * _MARGIN
-    knots = (torch.arange(n, dtype=torch.float64) - _MARGIN) * (length / n_intervals)
+    knots = (torch.arange(n_intervals + 1 + 2 * _MARGIN, dtype=torch.float64) - _MARGIN) * (length / n_intervals)
     values = function(knots)
+    coefficients = _from_values(n_intervals).to(values.dtype) @ values.flatten(1)
+    return coefficients.reshape(-1, *values.shape[1:])
+
+
+@cache
+def _from_values(n_intervals: int) -> Tensor:
+    """Return the matrix from values at all knots to coefficients."""
+    n = n_intervals + 1 + 2 * _MARGIN
     # five neighboring coefficients make the value at a knot, so the matrix has five diagonals
     diagonals = np.repeat([[piece[0]] for piece in BASIS[:5]], n, axis=1)
-    solved = solve_banded((2, 2), diagonals, values.flatten(1).numpy())
-    coefficients = torch.from_numpy(solved).reshape(values.shape)
-    return coefficients[_MARGIN - 2 : _MARGIN + n_intervals + 3]
+    solved = solve_banded((2, 2), diagonals, np.eye(n))
+    return torch.from_numpy(solved[_MARGIN - 2 : _MARGIN + n_intervals + 3])

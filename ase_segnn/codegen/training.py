@@ -1,144 +1,177 @@
-"""The C++ of sums of messages for training: the loop along edges, its derivative, and the derivative of that.
+"""Programs for training: energies, forces and virials, then the gradients of the weights, as two functions in C++.
 
-All three come from the expressions that inference has (`ase_segnn.codegen.messages`), with functions of the distance as
-arrays, since their weights are learned. Edges are in any order. Each thread has a share of them and sums of its own.
+The program of inference (`ase_segnn.codegen.potentials`) is differentiated once more, by all weights that are learned. A
+thread has structures of its own, so that no two threads write the same rows; gradients of tables are kept per thread.
+Gradients of matrices are products of two arrays of the program, `TrainingProgram.outers`, and left to the caller.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ase_segnn.codegen.arrays import Array
+from ase_segnn.codegen.arrays import Array, At
 from ase_segnn.codegen.builder import Builder
-from ase_segnn.codegen.cpp import c_type, preamble, statements, unique_names
-from ase_segnn.codegen.derivative import gradient_array, gradients_of
+from ase_segnn.codegen.cpp import c_type, preamble
+from ase_segnn.codegen.derivative import Outer, differentiate, differentiate_by_weights, gradient_array
 from ase_segnn.codegen.expressions import Tape
-from ase_segnn.codegen.geometry import starts_of_copies
+from ase_segnn.codegen.geometry import VECTORS, VIRIALS, forces_from
 from ase_segnn.codegen.interface import struct
-from ase_segnn.codegen.messages import MessageShape, messages_of_edge
-from ase_segnn.codegen.program import Loop, Store, loop_of
-from ase_segnn.model.segnn import MessageNetwork
+from ase_segnn.codegen.loops import Functions, parameters_of
+from ase_segnn.codegen.potentials import ATOM_ENERGIES, FORCES, forward_of, store_forces
+from ase_segnn.codegen.program import Access, Loop, Product, Step, Total
+from ase_segnn.model.potential import Potential
 
-_SIZES = {"n_nodes": "int64_t", "n_edges": "int64_t", "n_threads": "int64_t"}
-_INDICES = {"centers": "const int64_t*", "neighbors": "const int64_t*"}
+# What the functions get besides arrays and weights. The atoms of thread t are those from first_atoms[t] to
+# first_atoms[t + 1]; the edges of atom i those from rows[i] to rows[i + 1].
+SIZES = {"n_species": "int64_t", "n_intervals": "int64_t", "n_threads": "int64_t", "per_length": "double"}
+INDICES = dict.fromkeys(("first_atoms", "rows", "neighbors", "species"), "const int64_t*")
+RESULTS: dict[Array, tuple[int, ...]] = {ATOM_ENERGIES: (), FORCES: (3,), VIRIALS: (9,)}  # and their shapes per atom
 
 
-class TrainingLoops(NamedTuple):
-    """Three loops, and the arrays that they take.
+class TrainingProgram(NamedTuple):
+    """A program that predicts, and one that finds gradients.
 
     Parameters
     ----------
-    of_edges : attributes, weights, what is added in the first layer, and the factors of the second
-    sent, sums : per entry of the features
-    values, first, second : the loops. The prefix d_ marks given gradients of sums, g_ gradients that a loop writes, and
-        u_ given gradients of the latter
-    tape : of the loops
+    tape : of all expressions
+    forward, backward : steps
+    outers : gradients of matrices, after the backward steps
+    tables : learned weights that are no matrices
+    cleared : arrays to which neighbors add, in the forward and in the backward steps
+    transposed : name of a matrix -> name of the transposed one
     """
 
-    of_edges: list[Array]
-    sent: list[Array]
-    sums: list[Array]
-    values: Loop
-    first: Loop
-    second: Loop
     tape: Tape
-
-    @property
-    def loops(self) -> dict[str, Loop]:
-        """The loops by the names of their functions."""
-        return {"sum_messages": self.values, "first_derivatives": self.first, "second_derivatives": self.second}
+    forward: list[Step]
+    backward: list[Step]
+    outers: list[Outer]
+    tables: list[Array]
+    cleared: tuple[list[Array], list[Array]]
+    transposed: dict[str, str]
 
     @property
     def arrays(self) -> list[Array]:
-        """All arrays."""
-        accesses = [access for loop in self.loops.values() for access in (*loop.reads, *loop.writes)]
-        return list(dict.fromkeys(array for array, _ in accesses))
+        """Arrays of atoms and edges."""
+        return [array for array in _arrays([*self.forward, *self.backward]) if array.rows in ("node", "edge")]
+
+    @property
+    def constants(self) -> list[Array]:
+        """Arrays of weights."""
+        arrays = _arrays([*self.forward, *self.backward])
+        return [x for x in arrays if x.rows not in ("node", "edge") and x not in self.gradients.values()]
+
+    @property
+    def gradients(self) -> dict[Array, Array]:
+        """Table -> the array of its gradients."""
+        return {table: gradient_array(table, "g_") for table in self.tables}
+
+    @property
+    def matrices(self) -> list[str]:
+        """Names of the matrices of all products."""
+        steps = [*self.forward, *self.backward]
+        return list(dict.fromkeys(step.weight for step in steps if isinstance(step, Product)))
 
     @property
     def fields(self) -> dict[str, str]:
-        """Fields of the struct that all loops take."""
-        return _SIZES | _INDICES | {array.identifier: f"{c_type(array)}*" for array in self.arrays}
+        """Fields of the struct that both functions take."""
+        arrays = [*self.arrays, *self.constants, *self.gradients.values()]
+        pointers = {array.identifier: f"{c_type(array)}*" for array in arrays}
+        assert pointers.keys().isdisjoint(self.matrices)
+        return SIZES | INDICES | pointers | dict.fromkeys(self.matrices, "T*")
 
 
-def training_loops(message: MessageNetwork) -> TrainingLoops:
-    """Return the loops of messages of one shape.
-
-    Parameters
-    ----------
-    message : its network has no `unsupported` part
-    """
-    shape = MessageShape(message)
-    b = Builder(shape.channels)
-    attributes = b.numbers("attributes", "edge", message.linear_1.irreps_attributes.dim)
-    weights = b.numbers("weights", "edge")
-    added = b.vectors("added", "edge", 1, shape.n_added)
-    factors = b.vectors("factors", "edge", 1, shape.n_factors)
-    sizes = list(zip(shape.irreps, shape.n_slots, shape.products, strict=True))
-    sent = [b.vectors(f"sent_{ir}", "node", ir.dim, 2 * n) for (_, ir), n, _ in sizes]
-    sums = [b.vectors(f"sums_{ir}", "node", ir.dim, len(paths)) for (_, ir), _, paths in sizes]
-    components = b.read(attributes, at="edge")
-    starts = starts_of_copies(message.linear_1.irreps_attributes)
-    attribute = [components[start:end] for start, end in zip(starts, [*starts[1:], len(components)], strict=True)]
-
-    def both(entry: int, slot: int) -> list[int]:
-        n = shape.n_slots[entry]
-        return b.add(b.read(sent[entry], slot, "center"), b.read(sent[entry], n + slot, "neighbor"))
-
-    def function(k: int) -> int:
-        array, slot = (added, k) if k < shape.n_added else (factors, k - shape.n_added)
-        return b.read(array, slot, "edge")[0]
-
-    messages = messages_of_edge(b, message, both, function, attribute, b.read(weights, at="edge")[0])
-    values = [
-        Store(array.leaf(m, k), x)
-        for array, products in zip(sums, messages, strict=True)
-        for k, product in enumerate(products)
-        for m, x in enumerate(product)
-    ]
-    loop = loop_of(b.tape, "messages", "edges", values)
-    first = _derivative(b.tape, loop, {array: gradient_array(array) for array in sums})
-    inputs = [attributes, weights, added, factors, *sent]
-    second = _derivative(b.tape, first, {gradient_array(x, "g_"): gradient_array(x, "u_") for x in inputs})
-    return TrainingLoops([attributes, weights, added, factors], sent, sums, loop, first, second, b.tape)
-
-
-def _derivative(tape: Tape, loop: Loop, cotangents: dict[Array, Array]) -> Loop:
-    """Return the loop that stores the gradients of all that a loop reads, but for the gradients that it was given."""
-    gradients = gradients_of(
-        tape,
-        loop,
-        lambda leaf: tape.leaf(leaf._replace(array=cotangents[leaf.array])),
-        lambda _: True,
+def training_program(potential: Potential) -> tuple[TrainingProgram, dict[str, Tensor]]:
+    """Return the program of a potential, and its weights, which can be differentiated by the parameters."""
+    with torch.enable_grad():
+        b = forward_of(potential)
+    tape, steps = b.tape, [step for step in b.steps if not isinstance(step, Total)]
+    backward, transposed = differentiate(tape, b.steps, VECTORS, partial(forces_from, tape), in_place=False)
+    forward: list[Step] = [*steps, *backward, store_forces(b)]
+    learned = [array for array in _arrays(forward) if _is_learned(b, array)]
+    found = differentiate_by_weights(tape, forward, RESULTS, learned, transposed)
+    reached = {store.leaf.array for step in found.steps if isinstance(step, Loop) for store in step.stores}
+    tables = [array for array in learned if gradient_array(array, "g_") in reached]
+    scattered = [array for step in forward for array, at in step.writes if at == "neighbor"]
+    program = TrainingProgram(
+        tape, forward, found.steps, found.outers, tables, (list(dict.fromkeys(scattered)), found.gathered), found.transposed
     )
-    stores = [Store(leaf._replace(array=gradient_array(leaf.array, "g_")), x) for leaf, x in gradients.items()]
-    return loop_of(tape, f"{loop.name}_derivative", "edges", stores)
+    return program, b.weights
 
 
-def training_source(loops: TrainingLoops, dtype: torch.dtype) -> str:
-    """Return C++ of the three functions, whose argument is a struct with the `fields`."""
-    parts = [preamble(dtype, loops.values.channels), struct("Arguments", loops.fields), '#include "edges.hpp"\n']
-    return "\n".join([*parts, *(_function(loops.tape, name, loop) for name, loop in loops.loops.items())])
+def weights_of(potential: Potential) -> dict[str, Tensor]:
+    """Return the weights of the program alone."""
+    with torch.enable_grad():
+        return forward_of(potential).weights
 
 
-def _function(tape: Tape, name: str, loop: Loop) -> str:
-    accesses = list(dict.fromkeys([*loop.reads, *loop.writes]))
-    names, written = unique_names(accesses), set(loop.writes)
-    rows = []
-    for access in accesses:
-        array, at = access
-        row = "e" if at == "edge" else {"center": "i", "neighbor": "j"}[at]
-        row = f"(n0 + {row})" if access in written and at != "edge" else row
-        rows.append(f"{c_type(array)}* const {names[access]} = in.{array.identifier} + {row} * {array.stride};")
-    inner = statements(tape, loop, names)
-    channels = ["for (int c = 0; c < CHANNELS; c += LANES) {", *(f"  {line}" for line in inner.vectors), "}"]
-    turn = [*rows, *inner.scalars, *channels, *inner.finish]
-    lines = [
-        f'extern "C" int64_t {name}(const Arguments* arguments) {{',
-        "  return along_edges(*arguments, [](const Arguments& in, int64_t e, int64_t i, int64_t j, int64_t n0) {",
-        *(f"    {line}" for line in turn),
-        "  });",
-        "}\n",
+def _is_learned(b: Builder, array: Array) -> bool:
+    return array.identifier in b.weights and b.weights[array.identifier].requires_grad
+
+
+def _arrays(steps: Iterable[Step]) -> list[Array]:
+    return list(dict.fromkeys(array for step in steps for array, _ in [*step.reads, *step.writes]))
+
+
+def training_source(program: TrainingProgram, dtype: torch.dtype) -> str:
+    """Return C++ of the functions `predict` and `differentiate`, whose argument is a struct with the `fields`."""
+    steps = [*program.forward, *program.backward]
+    channels = max(step.channels for step in steps if isinstance(step, Loop))
+    functions = Functions(program.tape)
+    bodies = [
+        _function(functions, name, cleared, steps)
+        for name, cleared, steps in zip(
+            ("predict", "differentiate"), program.cleared, (program.forward, program.backward), strict=True
+        )
     ]
-    return "\n".join(lines)
+    headers = "".join(f'#include "{name}.hpp"\n' for name in ("edges", "products", "splines", "threads"))
+    return "\n".join(
+        [preamble(dtype, channels), struct("Arguments", program.fields), headers, *functions.texts(), *bodies]
+    )
+
+
+def _function(functions: Functions, name: str, cleared: Iterable[Array], steps: Iterable[Step]) -> str:
+    lines = [
+        "const int64_t thread = omp_get_thread_num();",
+        "const int64_t i0 = in.first_atoms[thread], n = in.first_atoms[thread + 1] - i0;",
+        "const Edges edges = {in.rows, in.rows + 1, in.neighbors, in.neighbors, in.species, in.n_species,",
+        "                     in.n_intervals, (T)in.per_length};",
+        *(f"clear({_pointer(array, 'center')}, n * {array.stride});" for array in cleared),
+        *(_call(functions, step) for step in steps),
+    ]
+    body = "".join(f"    {line}\n" for line in lines)
+    return (
+        f'extern "C" void {name}(const Arguments* arguments) {{\n  const Arguments& in = *arguments;\n'
+        f"#pragma omp parallel num_threads(in.n_threads)\n  {{\n{body}  }}\n}}\n"
+    )
+
+
+def _call(functions: Functions, step: Step) -> str:
+    if isinstance(step, Product):
+        source, target = (_pointer(array, "center") for array in (step.source, step.target))
+        sizes = f"n * {step.source.components}, {step.source.width}, {step.target.width}"
+        return f"multiply({sizes}, {source}, in.{step.weight}, {target}, {int(step.adds)});"
+    assert isinstance(step, Loop)
+    written = set(step.writes)
+    arguments = [_argument(access, is_written=access in written) for access in parameters_of(step)]
+    return f"{functions.name(step)}(edges, i0, n, {', '.join(arguments)});"
+
+
+def _argument(access: Access, *, is_written: bool) -> str:
+    array, at = access
+    if is_written and array.rows not in ("node", "edge"):  # gradients of a table: each thread has its own
+        return f"in.{array.identifier} + thread * {_rows(array)} * {array.stride}"
+    return _pointer(array, at)
+
+
+def _rows(array: Array) -> str:
+    return {"species": "in.n_species", "knot": "(in.n_intervals + 5)"}.get(array.rows, "1")
+
+
+def _pointer(array: Array, at: At) -> str:
+    is_own = array.rows == "node" and at == "center"
+    return f"in.{array.identifier}" + f" + i0 * {array.stride}" * is_own

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ase_segnn.configuration import Configuration
 from ase_segnn.model.irreps import Irreps
+from ase_segnn.model.segnn import Round
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -29,6 +30,11 @@ class NetworkConfig(Configuration):
     l_max_node_attributes : highest degree of the node attributes, which steer updates and readout; default:
         `l_max_attributes`
     n_layers : rounds of messages
+    correlation : highest order of products of what an atom has gathered, see `ase_segnn.model.products.NodeProducts`;
+        with 1 there are none, and every round has the same irreps. With products, the features before the first round
+        are scalars of the element, those after the last round are scalars, and node attributes are of degree 0
+    l_max_messages : highest degree of the sums of messages, with products; default: `l_max_attributes`
+    l_max_hidden : highest degree between both layers of a message, with products and from the second round on; default: 1
     n_radial : number of radial basis functions
     radial_hidden : widths of the hidden layers between radial basis and weights of the messages' products
     gated_messages : a gate after both message layers, not only after the first; see `ase_segnn.model.segnn.SEGNN`
@@ -40,6 +46,9 @@ class NetworkConfig(Configuration):
     l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
     l_max_node_attributes: Annotated[int, Field(ge=0)] | None = None
     n_layers: PositiveInt = 2
+    correlation: Annotated[int, Field(ge=1, le=4)] = 1
+    l_max_messages: Annotated[int, Field(ge=0)] | None = None
+    l_max_hidden: Annotated[int, Field(ge=0)] | None = None
     n_radial: PositiveInt = 8
     radial_hidden: tuple[PositiveInt, ...] = (64, 64)
     gated_messages: bool = False
@@ -74,7 +83,30 @@ class NetworkConfig(Configuration):
     @property
     def degree_of_nodes(self) -> int:
         """Highest degree of the node attributes."""
-        return self.l_max_attributes if self.l_max_node_attributes is None else self.l_max_node_attributes
+        if self.l_max_node_attributes is None:
+            return self.l_max_attributes if self.correlation == 1 else 0
+        return self.l_max_node_attributes
+
+    def rounds(self) -> list[Round]:
+        """Return the irreps of each round of messages."""
+        features = Irreps(self.irreps_hidden).merged()
+        if self.correlation == 1:
+            return [Round(features, features, features, features)] * self.n_layers
+        channels = max(mul for mul, _ in features)
+        scalars, hidden, messages = (
+            Irreps([(channels, ir) for _, ir in Irreps.spherical_harmonics(degree)])
+            for degree in (
+                0,
+                1 if self.l_max_hidden is None else self.l_max_hidden,
+                self.l_max_attributes if self.l_max_messages is None else self.l_max_messages,
+            )
+        )
+        before = [scalars, *[features] * (self.n_layers - 1)]
+        after = [*before[1:], scalars]
+        return [
+            Round(x, scalars if k == 0 else hidden, messages, y, self.correlation)
+            for k, (x, y) in enumerate(zip(before, after, strict=True))
+        ]
 
 
 class PotentialConfig(Configuration):

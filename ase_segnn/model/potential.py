@@ -133,10 +133,10 @@ class Potential(ModuleWithConstants):
         self.network = SEGNN(
             irreps_in=Irreps([(len(numbers), "0e")]),
             irreps_hidden=Irreps(network.irreps_hidden),
+            rounds=network.rounds(),
             irreps_out=Irreps("1x0e"),
             irreps_node_attributes=irreps_node_attributes,
             irreps_edge_attributes=irreps_edge_attributes,
-            n_layers=network.n_layers,
             n_message_scalars=network.n_radial,
             message_weights_hidden=network.radial_hidden,
             message_gates=2 if network.gated_messages else 1,
@@ -267,8 +267,13 @@ class Potential(ModuleWithConstants):
 
 
 def _stress(graph: AtomicGraph, edge_vectors: Tensor, gradient: Tensor) -> Tensor:
-    products = (edge_vectors[:, :, None] * gradient[:, None, :]).flatten(1)  # (E, 9)
-    virial = sum_structures(graph, graph.structure[graph.centers], products).unflatten(1, (3, 3))
+    virials = (edge_vectors[:, :, None] * gradient[:, None, :]).flatten(1)  # (E, 9)
+    return stress_of(graph, sum_structures(graph, graph.structure[graph.centers], virials))
+
+
+def stress_of(graph: AtomicGraph, virials: Tensor) -> Tensor:
+    """Return the stress (B, 3, 3) from the virials (B, 9) of structures, the sums of r_ij times dE/dr_ij."""
+    virial = virials.unflatten(1, (3, 3))
     stress: Tensor = (virial + virial.transpose(1, 2)) / (2 * graph.volumes()[:, None, None])
     return stress
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ase_segnn.model.irreps import Irreps
+from ase_segnn.model.products import NodeProducts
 from ase_segnn.model.steerable import (
     SILU_NORM,
     Features,
@@ -22,6 +23,7 @@ from ase_segnn.model.steerable import (
     sum_to,
 )
 
+_L_MAX_PRODUCTS = 2  # of products on the way to the highest order, and more where features have more
 _RESIDUAL_GAIN = 0.2  # initial size of updates and outputs; with 1 the features triple from layer to layer
 
 
@@ -80,6 +82,7 @@ class MessageNetwork(nn.Module):
     ----------
     irreps, irreps_attributes, irreps_messages : of node features, edge attributes and messages
     n_scalars, weights_hidden, gates : `n_message_scalars`, `message_weights_hidden` and `message_gates` of `SEGNN`
+    irreps_hidden : between both layers; default: `irreps_messages`
     """
 
     def __init__(
@@ -91,29 +94,27 @@ class MessageNetwork(nn.Module):
         weights_hidden: Sequence[int],
         *,
         gates: int = 1,
+        irreps_hidden: Irreps | None = None,
     ) -> None:
         super().__init__()
         scalars = Irreps([(n_scalars, "0e")] if n_scalars else [])
-        self.gate_1, self.gate_2 = (Gate(irreps_messages) if gates >= number else None for number in (1, 2))
-        before_1, before_2 = (
-            irreps_messages if gate is None else gate.irreps_in for gate in (self.gate_1, self.gate_2)
-        )
+        hidden = irreps_messages if irreps_hidden is None else irreps_hidden
+        self.gate_1 = Gate(hidden) if gates >= 1 else None
+        self.gate_2 = Gate(irreps_messages) if gates == 2 else None
+        before_1 = hidden if self.gate_1 is None else self.gate_1.irreps_in
+        before_2 = irreps_messages if self.gate_2 is None else self.gate_2.irreps_in
         self.linear_1 = SteerableLinear(irreps + irreps + scalars, irreps_attributes, before_1)
-        self.linear_2 = SteerableLinear(irreps_messages, irreps_attributes, before_2, bias=self.gate_2 is not None)
+        self.linear_2 = SteerableLinear(hidden, irreps_attributes, before_2, bias=self.gate_2 is not None)
         self._has_scalars = n_scalars > 0
         # weights per edge: one for each channel and path of the second product, or with a second gate for each channel
         per_path = [weight.shape[0] for weight in self.linear_2.weights]
-        self._n_weights = per_path if self.gate_2 is None else [mul for mul, _ in irreps_messages]
+        self._n_weights = per_path if self.gate_2 is None else [mul for mul, _ in hidden]
         self.weights = (
             _invariant_mlp(n_scalars, *weights_hidden, sum(self._n_weights)) if n_scalars and weights_hidden else None
         )
-        # a faster drop-in for `forward`, set by `ase_segnn.engines.message_kernels`
-        self.instead: Callable[[Features, Edges], Features] | None = None
 
     def forward(self, features: Features, edges: Edges) -> Features:
         """Return the sum of the messages to each of N nodes, from the features of all nodes."""
-        if self.instead is not None:
-            return self.instead(features, edges)
         inputs = (*features, *features)
         indices: list[Tensor | None] = [*[edges.centers] * len(features), *[edges.neighbors] * len(features)]
         if self._has_scalars:
@@ -141,29 +142,53 @@ class MessageNetwork(nn.Module):
         return tuple(weights[:, None, :].split(self._n_weights, dim=2))
 
 
+class Round(NamedTuple):
+    """Irreps of one round of messages.
+
+    Parameters
+    ----------
+    features_in, features_out : of the nodes, before and after
+    hidden : between both layers of a message
+    messages : of the messages and their sums
+    correlation : highest order of the products of the sums, see `ase_segnn.model.products.NodeProducts`; 1 for none
+    """
+
+    features_in: Irreps
+    hidden: Irreps
+    messages: Irreps
+    features_out: Irreps
+    correlation: int = 1
+
+
 class SEGNNLayer(nn.Module):
     r"""One round of the network: messages, their sum and the update, eqs. 3 to 5 of the paper.
 
-    .. math:: f_i' = f_i + \phi_f(f_i, m_i; a_i)
+    .. math:: f_i' = S f_i + \phi_f(f_i, m_i, m_i^2, \dots; a_i)
 
-    The caller gets the sums m of messages from `message`, then calls `forward` with m.
+    The caller gets the sums m of messages from `message`, then calls `forward` with m. Powers of m are channelwise
+    products, if `irreps` has any. S is 1, or a linear map if the features change their irreps.
     """
 
-    def __init__(
-        self,
-        irreps: Irreps,
-        irreps_messages: Irreps,
-        message: MessageNetwork,
-        irreps_node_attributes: Irreps,
-    ) -> None:
+    def __init__(self, irreps: Round, message: MessageNetwork, irreps_node_attributes: Irreps) -> None:
         super().__init__()
         self.message = message
-        self.update = SteerableMLP(irreps + irreps_messages, irreps_node_attributes, irreps, irreps)
+        inputs, outputs, gathered = irreps.features_in, irreps.features_out, irreps.messages
+        self.products: NodeProducts | None = None
+        if irreps.correlation > 1:
+            l_out = max(ir.l for _, ir in outputs)
+            self.products = NodeProducts(gathered, irreps.correlation, max(l_out, _L_MAX_PRODUCTS), l_out)
+            gathered = self.products.irreps_out
+        self.update = SteerableMLP(inputs + gathered, irreps_node_attributes, outputs, outputs)
+        scalar = Irreps.spherical_harmonics(0)
+        self.skip = None if inputs == outputs else SteerableLinear(inputs, scalar, outputs, bias=False)
 
     def forward(self, features: Features, aggregated: Features, node_steering: Steering) -> Features:
         """Return the updated features of N nodes, from the old features and the sums of messages."""
+        if self.products is not None:
+            aggregated = self.products(aggregated)
         updates = self.update((*features, *aggregated), node_steering)
-        return tuple(x + update for x, update in zip(features, updates, strict=True))
+        old = features if self.skip is None else self.skip(features, node_steering)
+        return tuple(x + update for x, update in zip(old, updates, strict=True))
 
 
 class SEGNN(nn.Module):
@@ -195,6 +220,7 @@ class SEGNN(nn.Module):
     message_weights_hidden : widths of the hidden layers between message scalars and weights of products; () for no
         weights
     irreps_messages : of the messages; default: `irreps_hidden`; with scalars alone messages are invariant
+    rounds : irreps of each round, instead of `irreps_hidden`, `n_layers` and `irreps_messages`
     message_gates : 2: a gate after both message layers, as in the paper; 1: after the first; 0: none, so messages are
         linear in the node features
     task : "node" for one output per node, "graph" for one per graph
@@ -223,6 +249,7 @@ class SEGNN(nn.Module):
         n_message_scalars: int = 0,
         message_weights_hidden: Sequence[int] = (),
         irreps_messages: Irreps | str | None = None,
+        rounds: Sequence[Round] | None = None,
         message_gates: Literal[0, 1, 2] = 1,
         task: Literal["node", "graph"] = "node",
         pooling: Literal["sum", "mean"] = "sum",
@@ -238,29 +265,32 @@ class SEGNN(nn.Module):
         self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
         self.irreps_node_attributes = Irreps(irreps_node_attributes)
         self.irreps_edge_attributes = Irreps(irreps_edge_attributes)
-        self.irreps_hidden = hidden = _sorted(irreps_hidden)
-        self.irreps_messages = messages = hidden if irreps_messages is None else _sorted(irreps_messages)
+        hidden = _sorted(irreps_hidden)
+        messages = hidden if irreps_messages is None else _sorted(irreps_messages)
+        self.irreps_hidden = hidden
+        self.shapes = [Round(hidden, messages, messages, hidden)] * n_layers if rounds is None else list(rounds)
+        first, last = (self.shapes[0].features_in, self.shapes[-1].features_out) if self.shapes else (hidden, hidden)
         self.n_message_scalars = n_message_scalars
         self.task, self.pooling = task, pooling
         self.unit_scalar_attributes = unit_scalar_attributes
-        self.embedding = SteerableLinear(self.irreps_in, self.irreps_node_attributes, hidden)
+        self.embedding = SteerableLinear(self.irreps_in, self.irreps_node_attributes, first)
         self.layers = nn.ModuleList(
             SEGNNLayer(
-                hidden,
-                messages,
+                shape,
                 MessageNetwork(
-                    hidden,
+                    shape.features_in,
                     self.irreps_edge_attributes,
-                    messages,
+                    shape.messages,
                     n_message_scalars,
                     message_weights_hidden,
                     gates=message_gates,
+                    irreps_hidden=shape.hidden,
                 ),
                 self.irreps_node_attributes,
             )
-            for _ in range(n_layers)
+            for shape in self.shapes
         )
-        self.readout = SteerableMLP(hidden, self.irreps_node_attributes, hidden, self.irreps_out)
+        self.readout = SteerableMLP(last, self.irreps_node_attributes, last, self.irreps_out)
 
     @property
     def rounds(self) -> list[SEGNNLayer]:

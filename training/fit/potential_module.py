@@ -7,7 +7,6 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ase_segnn.codegen.rules import unsupported
 from ase_segnn.engines.build import NoCompilerError
-from ase_segnn.engines.message_kernels import message_kernels
+from ase_segnn.engines.learning import LearningPotential
 from ase_segnn.labels import LABELS
 from ase_segnn.model.potential import Potential
 from ase_segnn.quantities import COMPONENTS, MILLI, QUANTITIES, VOIGT
@@ -55,7 +54,6 @@ class PotentialModule(TrainingModule):
         self._optimization, self._with_stress = optimization, with_stress
         self._training, self._validation = training, validation
         self._compile = recipe.compile
-        self._kernels = ExitStack()
         self._limits = BatchLimits.of(
             store.n_atoms[training.indices], store.n_edges[training.indices], optimization.batch_edges
         )
@@ -87,23 +85,24 @@ class PotentialModule(TrainingModule):
         return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
 
     def use_kernels(self) -> bool:
-        """Switch the messages to compiled C++, unless the network has no such form or `compile` is False."""
+        """Predict by compiled C++, unless the network has no such form or `compile` is False."""
         assert isinstance(self.loss, PotentialLoss)
-        network = self.loss.potential.network
-        if not self._compile or unsupported(network) is not None:
+        potential = self.loss.potential
+        if not self._compile or unsupported(potential) is not None:
             return False
         try:
-            self._kernels.enter_context(message_kernels(network))
+            self.loss.learning = LearningPotential(potential)
         except NoCompilerError as error:
             if self._compile is True:
                 raise
-            logger.warning("training without compiled C++, which takes about twice as long: %s", error)
+            logger.warning("training without compiled C++, which takes several times as long: %s", error)
             return False
         return True
 
     def on_fit_end(self) -> None:
         """Switch back to plain torch."""
-        self._kernels.close()
+        assert isinstance(self.loss, PotentialLoss)
+        self.loss.learning = None
 
     def weights(self, progress: float) -> list[float]:
         """Weights of energies, forces and stresses after a share of the run."""
@@ -112,7 +111,7 @@ class PotentialModule(TrainingModule):
     def evaluate(self, batch: LabeledGraph) -> Tensor:
         """Return sums of penalties, sums of squared errors, and numbers of values, (3, 3)."""
         assert isinstance(self.loss, PotentialLoss)
-        prediction = self.loss.potential.predict(batch.graph, stress=self._with_stress)
+        prediction = self.loss.evaluate(batch.graph)
         squares = torch.zeros(len(LABELS), dtype=torch.float64, device=self.device)
         for column, label in enumerate(LABELS):
             if label == "stress" and not self._with_stress:

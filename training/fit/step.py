@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ase_segnn.engines.learning import LearningPotential
+from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
 
 from ..data.batches import LabeledGraph
@@ -81,11 +83,22 @@ class PotentialLoss(Loss):
         super().__init__()
         self.potential = potential
         self.kind, self.delta, self.stress = kind, delta, stress
+        self.learning: LearningPotential | None = None  # compiled, if there is such a form
 
     def forward(self, batch: LabeledGraph, coefficients: Tensor) -> Tensor:
         """Loss of a batch, () float64, with coefficients (3,) of energies, forces and stresses."""
-        prediction = self.potential.predict(batch.graph, stress=self.stress, create_graph=True)
+        if self.learning is None:
+            prediction = self.potential.predict(batch.graph, stress=self.stress, create_graph=True)
+        else:
+            prediction = self.learning.predict(batch.graph, stress=self.stress)
         return (coefficients * self.penalties(prediction, batch)).sum()
+
+    def evaluate(self, graph: AtomicGraph) -> Prediction:
+        """Predict what is learned."""
+        if self.learning is None:
+            return self.potential.predict(graph, stress=self.stress)
+        with torch.no_grad():
+            return self.learning.predict(graph, stress=self.stress)
 
     def penalties(self, prediction: Prediction, batch: LabeledGraph) -> Tensor:
         """Return the three sums of the formula, (3,) float64."""

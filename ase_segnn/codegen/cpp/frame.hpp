@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 
+#include "edges.hpp"
 #include "threads.hpp"
 #include "vectors.hpp"
 
@@ -47,13 +48,6 @@ struct Frame {
 // Some atoms of one thread.
 struct Block {
   int64_t thread, first, n;
-};
-
-// The edges of atoms, for loops along them.
-struct Edges {
-  const int64_t *rows, *ends, *neighbors, *targets, *species;
-  int64_t n_species, n_intervals;
-  T per_length;
 };
 
 // What is wrong with the indices of a call, 0 for nothing. Nothing is read or written by an index before.

@@ -9,10 +9,11 @@ static constexpr T PIECES[6][6] = {{1, -5, 10, -10, 5, -1},    {26, -50, 20, 20,
 // All functions of a table (knots, STRIDE) at one distance, given in intervals; the last interval goes on for longer
 // distances.
 template <int STRIDE> struct Splines {
-  const T* knot;
+  const T *start, *knot;
   T values[6], slopes[6];  // of the pieces
 
   Splines(const T* table, int64_t n_intervals, T per_length, T distance) {
+    start = table;
     T x = distance * per_length;
     if (!(x < n_intervals)) x = n_intervals;  // at the cutoff, or not a number
     int64_t interval = (int64_t)x;
@@ -27,6 +28,11 @@ template <int STRIDE> struct Splines {
   }
   V value(int place) const { return sum(values, knot + place); }
   V slope(int place) const { return sum(slopes, knot + place); }
+  // Adds numbers times the pieces to the gradients of coefficients, in an array like the table.
+  void spread(const T* pieces, T* gradients, int place, V numbers) const {
+    T* p = gradients + (knot - start) + place;
+    for (int k = 0; k < 6; ++k) add_to(p + k * STRIDE, pieces[k] * numbers);
+  }
 
  private:
   static V sum(const T* pieces, const T* p) {

@@ -1,0 +1,216 @@
+"""Potentials as compiled C++ for training on a CPU: energies, forces and stress, differentiable by the parameters.
+
+Torch makes the weights of the program from the parameters (above all, the functions of the distance at the knots of
+splines, of which there are fewer than edges), and multiplies matrices for the gradients of weights.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+from torch.fx import GraphModule, Node, map_arg
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ase_segnn.codegen.arrays import Array
+from ase_segnn.codegen.cpp import HEADERS
+from ase_segnn.codegen.derivative import gradient_array
+from ase_segnn.codegen.geometry import VECTORS
+from ase_segnn.codegen.interface import ctypes_struct
+from ase_segnn.codegen.networks import INTERVALS
+from ase_segnn.codegen.rules import unsupported
+from ase_segnn.codegen.training import RESULTS, training_program, training_source, weights_of
+from ase_segnn.engines.boundary import address, aligned
+from ase_segnn.engines.build import load_library
+from ase_segnn.engines.surroundings import threads_may_run
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.model.potential import Potential, Prediction, stress_of, sum_structures
+
+_COST_OF_ATOM = 20  # an atom costs about as much as so many edges
+_RESERVE = 1.25  # memory for so many times as many atoms and edges as are asked for
+
+
+class LearningPotential:
+    """The same potential, whose predictions can be differentiated by its parameters.
+
+    Parameters
+    ----------
+    potential : on the CPU; its parameters are read at each call
+
+    Raises
+    ------
+    ValueError
+        If it has no such form, see `ase_segnn.codegen.rules.unsupported`.
+    NoCompilerError
+        If there is no C++ compiler, or it fails.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        reason = unsupported(potential)
+        if reason is not None:
+            raise ValueError(f"this potential has no compiled form for training: {reason}")
+        self._potential = potential
+        self._parameters = dict(potential.named_parameters())
+        self._program, weights = training_program(potential)
+        self._names = list(weights)
+        self._make_weights = _traced_weights(potential, self._parameters)
+        self._library = load_library(training_source(self._program, potential.dtype), HEADERS)
+        fields = self._program.fields
+        self._used = fields.keys()
+        self._tables = self._program.gradients
+        self._arguments = ctypes_struct("Arguments", fields)(
+            n_species=len(potential.elements),
+            n_intervals=INTERVALS[potential.dtype],
+            per_length=INTERVALS[potential.dtype] / potential.cutoff,
+        )
+        self._memory: dict[Array, Tensor] = {}
+        self._capacity = self._sizes = {"node": 0, "edge": 0}
+        self._weights: dict[str, Tensor] = {}  # of the last call
+        self._indices: dict[str, Tensor] = {}
+
+    def predict(self, graph: AtomicGraph, *, stress: bool = False) -> Prediction:
+        """Return what `Potential.predict` returns with ``create_graph=True``, once differentiable.
+
+        Results are to be differentiated before the next call.
+
+        Raises
+        ------
+        IndexError
+            If an element is not among those of the potential.
+        """
+        weights = self._make_weights(list(self._parameters.values()))
+        energies, forces, virials = _Evaluation.apply(self, graph, *weights)  # type: ignore[no-untyped-call]  # torch's
+        energy = sum_structures(graph, graph.structure, energies)
+        stresses = stress_of(graph, sum_structures(graph, graph.structure, virials)) if stress else None
+        return Prediction(energy, energies, forces, stresses)
+
+    def run(self, graph: AtomicGraph, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return energies (N,), forces (N, 3) and virials (N, 9) of atoms."""
+        potential = self._potential
+        centers, neighbors, vectors = _near_pairs(graph, potential.cutoff)
+        species = potential.species_of_number[graph.atomic_numbers]
+        if int(species.max()) >= len(potential.elements):
+            raise IndexError(f"an element is none of the potential's, {', '.join(potential.elements)}")
+        self._reserve({"node": graph.n_atoms, "edge": len(centers)})
+        rows = torch.searchsorted(centers, torch.arange(graph.n_atoms + 1))
+        first_atoms = _first_atoms(graph, rows, torch.get_num_threads() if threads_may_run() else 1)
+        self._indices = {"rows": rows, "neighbors": neighbors, "species": species, "first_atoms": first_atoms}
+        self._weights = dict(zip(self._names, weights, strict=True))
+        transposed = {new: self._weights[name].t() for name, new in self._program.transposed.items()}
+        self._weights = {name: x.detach().contiguous() for name, x in (self._weights | transposed).items()}
+        self._arguments.n_threads = len(first_atoms) - 1
+        for name, tensor in (self._indices | self._weights).items():
+            if name in self._used:
+                setattr(self._arguments, name, address(name, tensor, tensor.dtype, tuple(tensor.shape)))
+        self._rows(VECTORS).copy_(vectors.flatten())
+        self._library.predict(ctypes.byref(self._arguments))
+        return [self._rows(array).reshape(graph.n_atoms, *size).clone() for array, size in RESULTS.items()]
+
+    def gradients(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the gradients of the weights of the last call, from those of its results."""
+        for array, cotangent in zip(RESULTS, cotangents, strict=True):
+            self._rows(gradient_array(array, "g_")).copy_(cotangent.flatten())
+        of_threads: dict[str, Tensor] = {}
+        for table, gradient in self._tables.items():
+            name, weight = gradient.identifier, self._weights[table.identifier]
+            of_threads[table.identifier] = x = weight.new_zeros(self._arguments.n_threads, *weight.shape)
+            setattr(self._arguments, name, address(name, x, weight.dtype, tuple(x.shape)))
+        self._library.differentiate(ctypes.byref(self._arguments))
+        found = {name: x[0] if len(x) == 1 else x.sum(0) for name, x in of_threads.items()}
+        for source, target, name in self._program.outers:
+            x, y = (self._rows(array).view(-1, array.width) for array in (source, target))
+            found[name] = torch.addmm(found[name], x.t(), y) if name in found else x.t() @ y
+        return [found.get(name) for name in self._names]
+
+    def _rows(self, array: Array) -> Tensor:
+        return self._memory[array][: self._sizes[array.rows] * array.stride]
+
+    def _reserve(self, sizes: dict[str, int]) -> None:
+        """Have memory for the arrays of so many atoms and edges."""
+        self._sizes = sizes
+        if all(sizes[kind] <= self._capacity[kind] for kind in sizes):
+            return
+        self._capacity = {kind: max(self._capacity[kind], int(_RESERVE * n)) for kind, n in sizes.items()}
+        for array in self._program.arrays:
+            dtype = torch.float64 if array.is_double else self._potential.dtype
+            self._memory[array] = x = aligned(self._capacity[array.rows] * array.stride, dtype)
+            setattr(self._arguments, array.identifier, address(array.identifier, x, dtype, tuple(x.shape)))
+
+
+class _Evaluation(torch.autograd.Function):
+    """Results from the weights of a program."""
+
+    @staticmethod
+    def forward(ctx: Any, learning: LearningPotential, graph: AtomicGraph, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.learning = learning
+        return tuple(learning.run(graph, weights))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch's
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *ctx.learning.gradients(cotangents))
+
+
+def _traced_weights(
+    potential: Potential, parameters: dict[str, Tensor]
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Return a function from the parameters to the weights of the program, as a list of torch's operations."""
+
+    class Weights(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.potential = potential
+
+        def forward(self) -> list[Tensor]:
+            return list(weights_of(self.potential).values())
+
+    module = Weights()
+
+    def function(values: list[Tensor]) -> list[Tensor]:
+        named = {f"potential.{name}": value for name, value in zip(parameters, values, strict=True)}
+        return functional_call(module, named, ())
+
+    traced = make_fx(function)(list(parameters.values()))
+    _fold(traced)
+    return traced
+
+
+def _fold(traced: GraphModule) -> None:
+    """Compute once what does not depend on arguments."""
+    values: dict[Node, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = getattr(traced, node.target)
+        elif node.op == "call_function" and all(one in values for one in node.all_input_nodes):
+            arguments, keywords = map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*arguments, **keywords)
+    for number, (node, value) in enumerate(values.items()):
+        if node.op == "call_function" and isinstance(value, Tensor):
+            traced.register_buffer(f"constant_{number}", value)
+            with traced.graph.inserting_before(node):
+                node.replace_all_uses_with(traced.graph.get_attr(f"constant_{number}"))
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+
+def _near_pairs(graph: AtomicGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return centers, neighbors and vectors of the edges that are shorter than the cutoff."""
+    vectors = graph.edge_vectors()
+    near = torch.linalg.vector_norm(vectors, dim=1) < cutoff
+    if bool(near.all()):
+        return graph.centers, graph.neighbors, vectors
+    return graph.centers[near], graph.neighbors[near], vectors[near]
+
+
+def _first_atoms(graph: AtomicGraph, rows: Tensor, n_threads: int) -> Tensor:
+    """Return the first atom of each thread's structures, and the number of atoms; threads have about the same work."""
+    first = torch.searchsorted(graph.structure, torch.arange(graph.n_structures + 1))
+    work = rows[first] + _COST_OF_ATOM * first
+    shares = torch.arange(1, n_threads) * (work[-1] / n_threads)
+    ends = (work[:, None] - shares).abs().argmin(0)  # the structure before which a thread ends
+    return torch.cat([first[:1], first[ends], first[-1:]]).unique()
