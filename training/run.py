@@ -21,6 +21,7 @@ from ase_segnn.quantities import LABELS, shown_errors
 from .audit import Auditor, one_line
 from .base import Base
 from .data import TrainingData, least_squares_energies
+from .data.batches import LabeledGraph
 from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of, without_places
 from .recipe import Recipe
@@ -29,6 +30,7 @@ from .report.card import write_card
 
 logger = logging.getLogger(__name__)
 
+_CALIBRATED = 16  # frames from which the scale of products is taken
 _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
 
 
@@ -286,4 +288,7 @@ def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
         zbl_ends=training.repulsion_ends() if recipe.zbl else {},
         network=recipe.network,
     )
-    return Potential(config)
+    potential = Potential(config)
+    frames = np.linspace(0, len(training) - 1, min(len(training), _CALIBRATED)).astype(int)
+    potential.calibrate(LabeledGraph.batch([training[int(training.indices[k])] for k in frames]).graph)
+    return potential

@@ -216,6 +216,19 @@ class Potential(ModuleWithConstants):
         pair_energies = self.zbl(distances, species[centers], species[graph.neighbors])
         return energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
 
+    def calibrate(self, graph: AtomicGraph) -> None:
+        """Scale the products at nodes to a mean square of 1 on the atoms of a graph, before training.
+
+        Networks whose `correlation` is 1 have none.
+        """
+        products = [layer.products for layer in self.network.rounds if layer.products is not None]
+        for each in products:
+            each.is_calibrating = True
+        with torch.no_grad():
+            self(graph)
+        for each in products:
+            each.is_calibrating = False
+
     def radial_functions(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return message scalars (E, n_radial) and weights of messages (E,) at distances (E,) in Å."""
         network = self.config.network

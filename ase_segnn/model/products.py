@@ -33,8 +33,8 @@ class NodeProducts(ModuleWithConstants):
 
     A sum over neighbors knows pairs of atoms. Its products know triples, quadruples and so on of neighbors without a
     sum over them, as the atomic cluster expansion does (Drautz, Phys. Rev. B 99, 014104 (2019)). The weights w have one
-    number per channel and path. The constants s, one per order and entry, give all B a mean square of 1, see
-    `calibrate`.
+    number per channel and path. The constants s, one per order and entry, are set before training such that all B have
+    a mean square of 1: `ase_segnn.model.potential.Potential.calibrate`.
 
     Parameters
     ----------
@@ -49,6 +49,7 @@ class NodeProducts(ModuleWithConstants):
     paths : per order from 2 on, all couplings
     weights : per order from 2 on, (paths, C)
     scale : (orders, entries of A), 1 / s
+    is_calibrating : set s from what comes
     """
 
     scale: Tensor
