@@ -12,7 +12,7 @@ from ase_segnn.codegen.layers import Attribute, residual
 from ase_segnn.codegen.rules import build, builds
 from ase_segnn.model.constants import ModuleWithConstants
 from ase_segnn.model.irreps import Irreps
-from ase_segnn.model.segnn import MessageNetwork, SEGNNLayer
+from ase_segnn.model.segnn import MessageNetwork, Round, SEGNNLayer
 from ase_segnn.model.steerable import Features as Tensors
 from ase_segnn.model.steerable import Steering
 from ase_segnn.model.wigner import wigner_3j
@@ -40,9 +40,9 @@ def channelwise_product(b: Builder, product: ChannelwiseProduct, x: Feature, y: 
 class ProductLayer(SEGNNLayer):
     """Update from features, messages, and the products of the vectors among the messages with themselves."""
 
-    def __init__(self, irreps: Irreps, message: MessageNetwork, irreps_node_attributes: Irreps) -> None:
-        vectors = irreps[1].mul
-        super().__init__(irreps, irreps + Irreps([(vectors, "0e")]), message, irreps_node_attributes)
+    def __init__(self, irreps: Round, message: MessageNetwork, irreps_node_attributes: Irreps) -> None:
+        gathered = irreps.messages + Irreps([(irreps.messages[1].mul, "0e")])
+        super().__init__(irreps._replace(messages=gathered), message, irreps_node_attributes)
         self.product = ChannelwiseProduct(1, 1, 0)
 
     def forward(self, features: Tensors, aggregated: Tensors, node_steering: Steering) -> Tensors:

@@ -27,10 +27,12 @@ def _with(config: PotentialConfig, **network: Any) -> PotentialConfig:
     return config.model_copy(update={"network": config.network.model_copy(update=network)})
 
 
-# "mixed parity" has features of every parity; "with ZBL" has the natural ones only, as potentials usually do.
+# "mixed parity" has features of every parity; "with ZBL" has the natural ones only, as potentials usually do; and
+# "products" has products of sums of messages.
 CONFIGS = {
     "mixed parity": _config("8x0e+2x0o+4x1o+2x1e+2x2e+2x2o", 2, zbl=False),
     "with ZBL": _config("8x0e+4x1o", 1, zbl=True),
+    "products": _with(_config("8x0e+8x1o+8x2e", 2, zbl=False), correlation=3),
 }
 # With as many channels of each degree, which need no channels that are zero.
 NATIVE_CONFIGS = {
@@ -48,6 +50,8 @@ SHAPES = {
     "no network of the distance": _with(_NATURAL, radial_hidden=()),
     "attributes of nodes": _with(_NATURAL, l_max_attributes=2, l_max_node_attributes=1),
     "scalars alone": _with(_NATURAL, irreps_hidden="6x0e"),
+    "products of order 2": _with(_NATURAL, correlation=2, n_layers=3, l_max_attributes=3, l_max_messages=2),
+    "products of order 4": _with(_NATURAL, correlation=4, n_layers=1, l_max_hidden=0),
     "odd first": _with(_NATURAL, irreps_hidden="4x1o+3x0o+5x0e", l_max_attributes=2),
 }
 

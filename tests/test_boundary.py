@@ -15,7 +15,6 @@ from systems import systems
 from torch._subclasses import FakeTensorMode
 
 from ase_segnn.engines.boundary import Packed, address, aligned
-from ase_segnn.engines.message_kernels import message_kernels
 from ase_segnn.engines.native import NativePotential
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential
@@ -146,33 +145,3 @@ def test_weights_that_torch_moves_make_no_difference(graph: AtomicGraph, share: 
     assert next(plain.parameters()).is_shared(), "torch has moved its tensors"
     for name in ("energy", "forces", "stress"):
         assert torch.equal(getattr(before, name), getattr(after, name)), name
-
-
-@needs_compiler
-def test_kernels_of_training_check_what_they_read() -> None:
-    network = random_potential(NATIVE_CONFIGS["natural parity"]).network
-    n, e = 5, 12
-    generator = torch.Generator().manual_seed(0)
-    attributes = torch.randn(e, 4, generator=generator)
-    attributes[:, 0] = 1
-    arguments: dict[str, Any] = {
-        "node_features": torch.randn(n, 5, generator=generator),
-        "node_attributes": torch.ones(n, 4),
-        "edge_attributes": attributes,
-        "centers": torch.arange(e) % n,
-        "neighbors": (torch.arange(e) + 1) % n,
-        "message_scalars": torch.randn(e, 6, generator=generator),
-    }
-    expected = network(**arguments)
-    with message_kernels(network):
-        torch.testing.assert_close(network(**arguments), expected)
-        for wrong in ({"centers": arguments["centers"] + 1}, {"neighbors": arguments["neighbors"] - 1}):
-            with pytest.raises(ValueError, match="an edge joins nodes that are not among the 5 of the graph"):
-                network(**arguments | wrong)
-        with pytest.raises(ValueError, match=r"expects 'centers' as contiguous torch\.int64"):
-            network(**arguments | {"centers": arguments["centers"].int()})
-        transposed = attributes.T.contiguous().T.requires_grad_()
-        (gradient,) = torch.autograd.grad(network(**arguments | {"edge_attributes": transposed}).sum(), transposed)
-    transposed = attributes.clone().requires_grad_()
-    (right,) = torch.autograd.grad(network(**arguments | {"edge_attributes": transposed}).sum(), transposed)
-    torch.testing.assert_close(gradient[:, 1:], right[:, 1:])

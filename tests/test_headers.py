@@ -19,7 +19,7 @@ from ase_segnn.codegen.inference import source_of
 from ase_segnn.codegen.interface import INPUT, NUMBERS, struct
 from ase_segnn.codegen.potentials import program_of
 from ase_segnn.codegen.spline import spline_coefficients
-from ase_segnn.codegen.training import training_loops, training_source
+from ase_segnn.codegen.training import training_program, training_source
 from ase_segnn.engines.build import _FLAGS
 from ase_segnn.potentials import shipped_potentials
 
@@ -32,12 +32,7 @@ VECTOR_BYTES = {"x86-64": 16, "x86-64-v3": 32}
 OPENMP = {"threads": ("-fopenmp",), "no threads": ("-Wno-unknown-pragmas",)}
 # What headers need before them; functions of a header that nothing calls are no fault of it.
 _CALL = struct("Input", INPUT) + struct("Constants", NUMBERS) + "static const double SMALLEST_VOLUME = 1e-6;\n"
-_ARGUMENTS = struct(
-    "Arguments",
-    {"n_nodes": "int64_t", "n_edges": "int64_t", "n_threads": "int64_t"}
-    | {"centers": "const int64_t*", "neighbors": "const int64_t*"},
-)
-NEEDS = {"threads": "", "vectors": "", "products": "", "splines": "", "frame": _CALL, "edges": _ARGUMENTS}
+NEEDS = {"threads": "", "vectors": "", "products": "", "splines": "", "frame": _CALL, "edges": ""}
 
 
 def assert_no_warnings(source: str, folder: Any, *flags: str) -> None:
@@ -70,10 +65,10 @@ def test_generated_sources_compile_without_warnings(name: str, dtype: str, openm
 
 
 @pytest.mark.parametrize(("dtype", "openmp"), [("float32", "no threads"), ("float64", "threads")])
-@pytest.mark.parametrize("name", ["with ZBL", "attributes of nodes"])
+@pytest.mark.parametrize("name", ["with ZBL", "products"])
 def test_sources_for_training_compile_without_warnings(name: str, dtype: str, openmp: str, tmp_path: Any) -> None:
-    message = random_potential(SHAPES[name]).network.rounds[0].message
-    assert_no_warnings(training_source(training_loops(message), DTYPES[dtype]), tmp_path, *OPENMP[openmp])
+    program, _ = training_program(random_potential(SHAPES[name]).to(DTYPES[dtype]))
+    assert_no_warnings(training_source(program, DTYPES[dtype]), tmp_path, *OPENMP[openmp])
 
 
 @pytest.mark.parametrize("name", shipped_potentials())

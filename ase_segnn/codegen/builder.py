@@ -157,7 +157,9 @@ class Builder:
             return feature
         numbers = [feature.mix.shape[1]]
         target = self.vectors(name, "node", len(feature.parts[0]), 1)
-        self.product(self.stored(f"{name}_from", feature), f"{name}_weights", filled(feature.mix, numbers, self.channels), target)
+        self.product(
+            self.stored(f"{name}_from", feature), f"{name}_weights", filled(feature.mix, numbers, self.channels), target
+        )
         return Feature([self.read(target)], numbers)
 
     def add(self, a: Sequence[int], b: Sequence[int]) -> list[int]:

@@ -219,7 +219,9 @@ def node_products(b: Builder, products: NodeProducts, sums: Features) -> Feature
             results[path.entry_out] = weighted if so_far is None else b.add(so_far, weighted)
         orders.append(results)
     return [
-        Feature([order[entry]], numbers) for order, kept in zip(orders, products.returned, strict=True) for entry in kept
+        Feature([order[entry]], numbers)
+        for order, kept in zip(orders, products.returned, strict=True)
+        for entry in kept
     ]
 
 

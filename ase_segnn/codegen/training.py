@@ -98,7 +98,13 @@ def training_program(potential: Potential) -> tuple[TrainingProgram, dict[str, T
     tables = [array for array in learned if gradient_array(array, "g_") in reached]
     scattered = [array for step in forward for array, at in step.writes if at == "neighbor"]
     program = TrainingProgram(
-        tape, forward, found.steps, found.outers, tables, (list(dict.fromkeys(scattered)), found.gathered), found.transposed
+        tape,
+        forward,
+        found.steps,
+        found.outers,
+        tables,
+        (list(dict.fromkeys(scattered)), found.gathered),
+        found.transposed,
     )
     return program, b.weights
 

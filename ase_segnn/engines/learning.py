@@ -72,6 +72,7 @@ class LearningPotential:
         self._capacity = self._sizes = {"node": 0, "edge": 0}
         self._weights: dict[str, Tensor] = {}  # of the last call
         self._indices: dict[str, Tensor] = {}
+        self.call = 0  # number of the last one
 
     def predict(self, graph: AtomicGraph, *, stress: bool = False) -> Prediction:
         """Return what `Potential.predict` returns with ``create_graph=True``, once differentiable.
@@ -80,6 +81,8 @@ class LearningPotential:
 
         Raises
         ------
+        RuntimeError
+            At the differentiation, if it comes later.
         IndexError
             If an element is not among those of the potential.
         """
@@ -93,9 +96,7 @@ class LearningPotential:
         """Return energies (N,), forces (N, 3) and virials (N, 9) of atoms."""
         potential = self._potential
         centers, neighbors, vectors = _near_pairs(graph, potential.cutoff)
-        species = potential.species_of_number[graph.atomic_numbers]
-        if int(species.max()) >= len(potential.elements):
-            raise IndexError(f"an element is none of the potential's, {', '.join(potential.elements)}")
+        species = self._species_of(graph)
         self._reserve({"node": graph.n_atoms, "edge": len(centers)})
         rows = torch.searchsorted(centers, torch.arange(graph.n_atoms + 1))
         first_atoms = _first_atoms(graph, rows, torch.get_num_threads() if threads_may_run() else 1)
@@ -127,6 +128,14 @@ class LearningPotential:
             found[name] = torch.addmm(found[name], x.t(), y) if name in found else x.t() @ y
         return [found.get(name) for name in self._names]
 
+    def _species_of(self, graph: AtomicGraph) -> Tensor:
+        potential, numbers = self._potential, graph.atomic_numbers
+        table = potential.species_of_number
+        species = table[numbers.clamp(max=len(table) - 1)]
+        if bool((numbers >= len(table)).any()) or bool((species >= len(potential.elements)).any()):
+            raise IndexError(f"an element is none of the potential's, {', '.join(potential.elements)}")
+        return species
+
     def _rows(self, array: Array) -> Tensor:
         return self._memory[array][: self._sizes[array.rows] * array.stride]
 
@@ -147,18 +156,19 @@ class _Evaluation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, learning: LearningPotential, graph: AtomicGraph, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.learning = learning
+        ctx.learning, learning.call = learning, learning.call + 1
+        ctx.call = learning.call
         return tuple(learning.run(graph, weights))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # torch's
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.call != ctx.learning.call:
+            raise RuntimeError("predictions of compiled C++ have to be differentiated before the next prediction")
         return (None, None, *ctx.learning.gradients(cotangents))
 
 
-def _traced_weights(
-    potential: Potential, parameters: dict[str, Tensor]
-) -> Callable[[list[Tensor]], list[Tensor]]:
+def _traced_weights(potential: Potential, parameters: dict[str, Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
     """Return a function from the parameters to the weights of the program, as a list of torch's operations."""
 
     class Weights(torch.nn.Module):

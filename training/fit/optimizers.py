@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,13 +46,11 @@ class Muon(torch.optim.Optimizer):
         given = [
             (group, matrix) for group in self.param_groups for matrix in group["params"] if matrix.grad is not None
         ]
-        given.sort(key=lambda pair: tuple(pair[1].shape))
-        for shape, alike in groupby(given, key=lambda pair: tuple(pair[1].shape)):
-            pairs = list(alike)
-            directions = _orthogonal_factors(torch.stack([self._momentum(matrix) for _, matrix in pairs]))
-            for (group, matrix), direction in zip(pairs, directions, strict=True):
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))
+        directions = _orthogonal_factors([self._momentum(matrix) for _, matrix in given])
+        for (group, matrix), direction in zip(given, directions, strict=True):
+            rows, columns = matrix.shape
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            matrix.add_(direction, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
         return loss
 
     def _momentum(self, matrix: Tensor) -> Tensor:
@@ -66,17 +63,39 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(state["momentum"], _MOMENTUM)
 
 
-def _orthogonal_factors(matrices: Tensor) -> Tensor:
-    """Nearly orthogonal factors of matrices (B, rows, columns) by Newton-Schulz iteration."""
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).contiguous()
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+def _orthogonal_factors(matrices: Sequence[Tensor]) -> list[Tensor]:
+    r"""Nearly orthogonal factors of matrices by Newton-Schulz iteration.
+
+    .. math:: X_{k+1} = Q_k X_k, \quad Q_k = a + b\, G_k + c\, G_k^2, \quad G_k = X_k X_k^T, \quad G_{k+1} = Q_k G_k Q_k
+
+    The iteration is one of G and of the product of all Q, which have as many rows as the smaller side of the matrix.
+    Matrices of one smaller side are treated together.
+    """
+    factors: dict[int, Tensor] = {}
+    sides = [min(matrix.shape) for matrix in matrices]
+    for side in sorted(set(sides)):
+        alike = [k for k, of_matrix in enumerate(sides) if of_matrix == side]
+        wide = {k: matrices[k] if matrices[k].shape[0] == side else matrices[k].T for k in alike}
+        unit = {k: x / torch.linalg.matrix_norm(x).clamp(min=1e-7) for k, x in wide.items()}
+        products = _product_of_polynomials(torch.stack([x @ x.T for x in unit.values()]))
+        for k, product in zip(alike, products, strict=True):
+            factor = product @ unit[k]
+            factors[k] = factor if wide[k] is matrices[k] else factor.T
+    return [factors[k] for k in range(len(matrices))]
+
+
+def _product_of_polynomials(gram: Tensor) -> Tensor:
+    """Product of all Q of `_orthogonal_factors`, from the first G; (B, n, n) each."""
     a, b, c = _COEFFICIENTS
-    for _ in range(_ITERATIONS):
-        square = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    factors: Tensor = x.mT if tall else x
-    return factors
+    product: Tensor | None = None
+    for iteration in range(_ITERATIONS):
+        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        q.diagonal(dim1=1, dim2=2).add_(a)
+        product = q if product is None else torch.bmm(q, product)
+        if iteration + 1 < _ITERATIONS:
+            gram = torch.bmm(torch.bmm(q, gram), q)
+    assert product is not None
+    return product
 
 
 def make_optimizers(model: nn.Module, settings: FitSection) -> list[torch.optim.Optimizer]:
