@@ -173,10 +173,9 @@ class _Backward:
             return
         originals = {new: name for name, new in self.transposed.items()}
         original = originals.get(step.weight)
-        if self.outers is not None and original is None:
-            self.outers.append(Outer(step.source, gradient, step.weight))
-        elif self.outers is not None:
-            self.outers.append(Outer(gradient, step.source, original))
+        if self.outers is not None:
+            source, target = (step.source, gradient) if original is None else (gradient, step.source)
+            self.outers.append(Outer(source, target, original or step.weight))
         if step.source in self._depending:
             transposed = original or self.transposed.setdefault(step.weight, f"{step.weight}_transposed")
             target, adds = self._to_write(step.source)

@@ -199,25 +199,25 @@ def segnn_layer(
 def node_products(b: Builder, products: NodeProducts, sums: Features) -> Features:
     """All orders, in one loop over atoms after the matrices of the sums."""
     scale, tape = products.scale, b.tape
-    first = {
-        entry: b.mixed(f"gathered_{ir}", feature._replace(mix=feature.mix * scale[0, entry]))
-        for entry, (feature, (_, ir)) in enumerate(zip(sums, products.irreps, strict=True))
-    }
+    first = {}
+    for entry, (feature, (_, ir)) in enumerate(zip(sums, products.irreps, strict=True)):
+        assert feature.mix is not None
+        first[entry] = b.mixed(f"gathered_{ir}", feature._replace(mix=feature.mix * scale[0, entry]))
     numbers, orders = first[0].numbers, [{entry: x.parts[0] for entry, x in first.items()}]
     for order, (paths, weights) in enumerate(zip(products.paths, products.weights, strict=True), 1):
         scales = scale[order, [path.entry_out for path in paths]]
         rows = filled(weights * scales[:, None], numbers, b.channels)
         table = b.constant(b.vectors(f"path_weights_{order + 1}", "once", 1, len(paths)), rows.flatten())
-        results: dict[int, list[int]] = {}
+        made: dict[int, list[int]] = {}
         for slot, path in enumerate(paths):
             coupled = b.couple(
                 orders[-1][path.entry], orders[0][path.entry_of_sums], products.irreps[path.entry_out].ir.l
             )
             [weight] = b.read(table, slot)
             weighted = [tape.multiply(weight, x) for x in coupled]
-            so_far = results.get(path.entry_out)
-            results[path.entry_out] = weighted if so_far is None else b.add(so_far, weighted)
-        orders.append(results)
+            so_far = made.get(path.entry_out)
+            made[path.entry_out] = weighted if so_far is None else b.add(so_far, weighted)
+        orders.append(made)
     return [
         Feature([order[entry]], numbers)
         for order, kept in zip(orders, products.returned, strict=True)

@@ -1,7 +1,7 @@
 """The C++ of loops over atoms and along their edges: one function per form of loop.
 
-A function gets the edges of all atoms, the first atom and their number, then pointers to arrays: to the row of the first
-atom where rows belong to the center, to all rows elsewhere.
+A function gets the edges of all atoms, the first atom and their number, then pointers to arrays: to the row of the
+first atom where rows belong to the center, to all rows elsewhere.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Programs for training: energies, forces and virials, then the gradients of the weights, as two functions in C++.
 
-The program of inference (`ase_segnn.codegen.potentials`) is differentiated once more, by all weights that are learned. A
-thread has structures of its own, so that no two threads write the same rows; gradients of tables are kept per thread.
+The program of inference (`ase_segnn.codegen.potentials`) is differentiated once more, by all weights that are learned.
+A thread has structures of its own, so that no two threads write the same rows; gradients of tables are kept per thread.
 Gradients of matrices are products of two arrays of the program, `TrainingProgram.outers`, and left to the caller.
 """
 

@@ -7,7 +7,7 @@ splines, of which there are fewer than edges), and multiplies matrices for the g
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -161,14 +161,14 @@ class _Evaluation(torch.autograd.Function):
         return tuple(learning.run(graph, weights))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch's
+    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.call != ctx.learning.call:
             raise RuntimeError("predictions of compiled C++ have to be differentiated before the next prediction")
         return (None, None, *ctx.learning.gradients(cotangents))
 
 
-def _traced_weights(potential: Potential, parameters: dict[str, Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+def _traced_weights(potential: Potential, parameters: Mapping[str, Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
     """Return a function from the parameters to the weights of the program, as a list of torch's operations."""
 
     class Weights(torch.nn.Module):
@@ -183,7 +183,8 @@ def _traced_weights(potential: Potential, parameters: dict[str, Tensor]) -> Call
 
     def function(values: list[Tensor]) -> list[Tensor]:
         named = {f"potential.{name}": value for name, value in zip(parameters, values, strict=True)}
-        return functional_call(module, named, ())
+        weights: list[Tensor] = functional_call(module, named, ())
+        return weights
 
     traced = make_fx(function)(list(parameters.values()))
     _fold(traced)
@@ -223,4 +224,5 @@ def _first_atoms(graph: AtomicGraph, rows: Tensor, n_threads: int) -> Tensor:
     work = rows[first] + _COST_OF_ATOM * first
     shares = torch.arange(1, n_threads) * (work[-1] / n_threads)
     ends = (work[:, None] - shares).abs().argmin(0)  # the structure before which a thread ends
-    return torch.cat([first[:1], first[ends], first[-1:]]).unique()
+    starts: Tensor = torch.cat([first[:1], first[ends], first[-1:]]).unique()
+    return starts

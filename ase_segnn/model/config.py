@@ -34,7 +34,8 @@ class NetworkConfig(Configuration):
         with 1 there are none, and every round has the same irreps. With products, the features before the first round
         are scalars of the element, those after the last round are scalars, and node attributes are of degree 0
     l_max_messages : highest degree of the sums of messages, with products; default: `l_max_attributes`
-    l_max_hidden : highest degree between both layers of a message, with products and from the second round on; default: 1
+    l_max_hidden : highest degree between both layers of a message, with products and from the second round on; in the
+        first round, where features are scalars, it is 0; default: 1
     n_radial : number of radial basis functions
     radial_hidden : widths of the hidden layers between radial basis and weights of the messages' products
     gated_messages : a gate after both message layers, not only after the first; see `ase_segnn.model.segnn.SEGNN`
