@@ -36,6 +36,7 @@ LAYERS = [
     {"engines", "kept_atoms", "potential_file", "potentials", "results", "uncertainty"},
     {"calculator"},
     {"evaluation", "glyphs", "plots", "selection"},
+    {"physics"},
     {"cli", "training"},
     {"__main__"},
 ]

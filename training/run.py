@@ -15,6 +15,7 @@ from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
+from ase_segnn.physics.verdicts import Verdict
 from ase_segnn.potential_file import save_potential
 from ase_segnn.quantities import LABELS, shown_errors
 
@@ -24,7 +25,7 @@ from .data import TrainingData, least_squares_energies
 from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of, without_places
 from .recipe import Recipe
-from .report import Verdict, evaluate_sets, write_report
+from .report import evaluate_sets, write_report
 from .report.card import write_card
 
 logger = logging.getLogger(__name__)
