@@ -33,7 +33,7 @@ LAYERS = [
     {"graphs"},
     {"model"},
     {"codegen"},
-    {"engines", "kept_atoms", "potential_file", "potentials", "results", "uncertainty"},
+    {"elements", "engines", "kept_atoms", "potential_file", "potentials", "results", "uncertainty"},
     {"calculator"},
     {"evaluation", "glyphs", "plots", "selection"},
     {"physics"},

@@ -5,7 +5,7 @@ quantities: `crystals`, `defects`, `phonons`, `fluids`, `molecules`, `dynamics`.
 """
 
 from ase_segnn.physics.results import Finding, Results
-from ase_segnn.physics.study import study
+from ase_segnn.physics.studies import study
 from ase_segnn.physics.systems import LoadedSystem, System
 from ase_segnn.physics.verdicts import Verdict
 
