@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -11,6 +14,7 @@ from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
 from scipy.constants import c  # m/s
 
+from ase_segnn.physics import LoadedSystem, System, study
 from ase_segnn.physics.bonds import bonds_of, n_pieces, side_of
 from ase_segnn.physics.dynamics import langevin_run
 from ase_segnn.physics.molecules import Scan, minimum, n_imaginary, stretches, torsions, vibrations
@@ -138,6 +142,45 @@ def test_stretching_a_spring_costs_energy_and_a_hole_is_found() -> None:
     assert inner.hole() == pytest.approx((0.78, 0.32), abs=0.01)
     endless = Scan("A-B", values, np.where(values > 1.9, np.nan, 0.0))
     assert endless.hole() == pytest.approx((1.92, 0.0), abs=0.02)
+
+
+def test_study_of_a_molecule(tmp_path: Path) -> None:
+    atoms, springs = peroxide()
+    ase.io.write(tmp_path / "peroxide.xyz", atoms)
+    system = System(structure=str(tmp_path / "peroxide.xyz"), temperatures=[200.0], duration_ps=0.05)
+    results = study(LoadedSystem.load(system), springs)
+    found = {finding.quantity: finding.value for finding in results.findings}
+    assert found["torsion barrier H0-O1-O2-H3"] == pytest.approx(1000 * BARRIER, rel=0.01)
+    assert 100 < found["lowest vibration"] < found["highest vibration"]
+    assert {verdict.name: verdict.outcome for verdict in results.verdicts} == {
+        "Vibrations": "passed",
+        "Bond stretching": "passed",
+        "Torsions": "passed",
+        "Dynamics at 200 K": "passed",
+        "Conservation of energy": "passed",
+    }
+    assert "over 0.05 ps" in results.verdicts[-1].statement
+
+
+class Yielding(Springs):
+    """Springs that give way: k s² / 2 · exp(-s² / 0.1 Å²), at most 0.55 eV."""
+
+    def energy(self, atoms: Atoms) -> float:
+        stretched = np.array([atoms.get_distance(*pair) - rest for pair, rest in self.rest.items()])
+        return float((STIFFNESS * stretched**2 / 2 * np.exp(-(stretched**2) / 0.1)).sum())
+
+
+def test_bonds_that_give_way_are_told(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "hcl.xyz", Atoms("HCl", [[0, 0, 0], [0, 0, 1.3]]))
+    system = System(structure=str(tmp_path / "hcl.xyz"), skip="dynamics")
+    results = study(LoadedSystem.load(system), Yielding({(0, 1): 1.3}))
+    assert {verdict.name: verdict.outcome for verdict in results.verdicts} == {
+        "Vibrations": "passed",
+        "Bond stretching": "failed",
+        "Torsions": "not applicable",
+    }
+    told = r"The energy of 1 of 1 bonds falls again .* that of H0-Cl1, 0\.55 eV, at 1\.69 Å"
+    assert re.search(told, results.verdicts[1].statement)
 
 
 def test_a_molecule_that_falls_apart_in_pairs_fails() -> None:
