@@ -33,9 +33,10 @@ LAYERS = [
     {"graphs"},
     {"model"},
     {"codegen"},
-    {"engines", "kept_atoms", "potential_file", "potentials", "results", "uncertainty"},
+    {"elements", "engines", "kept_atoms", "potential_file", "potentials", "results", "uncertainty"},
     {"calculator"},
     {"evaluation", "glyphs", "plots", "selection"},
+    {"physics"},
     {"cli", "training"},
     {"__main__"},
 ]

@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
 from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.physics.dynamics import constant_energy_run, langevin_run, timestep_for
 from ase_segnn.training.data.frames import Frame
 from ase_segnn.training.report import evaluate_sets, write_report
 from ase_segnn.training.report.checks import (
@@ -35,7 +36,6 @@ from ase_segnn.training.report.checks import (
     volume_curve,
 )
 from ase_segnn.training.report.predictions import Predictions, predict_frames
-from ase_segnn.training.report.stability import constant_energy_run, langevin_run, timestep_for
 
 SECTIONS = (
     "Summary",

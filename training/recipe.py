@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from ase_segnn.configuration import Configuration, checked
 from ase_segnn.labels import LABELS, LabelKeys
 from ase_segnn.model.config import NetworkConfig
+from ase_segnn.physics.systems import System
 
 from .yaml12 import load_yaml
 
@@ -202,6 +203,8 @@ class CardSection(Section):
     license : of the potential
     limits : what the potential is not good for
     published : data set -> method -> published error, shown beside this potential's
+    physics : systems whose physics is computed at the end, see `ase_segnn.physics.systems.System`. Structures and
+        frames are found like data files, and labels have the names given in `data`
     """
 
     description: str = ""
@@ -211,6 +214,7 @@ class CardSection(Section):
     license: str = "MIT"
     limits: list[str] = []
     published: dict[str, dict[str, str]] = {}
+    physics: list[System] = []
 
 
 class RunSection(Section):

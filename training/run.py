@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
+from ase_segnn.physics.verdicts import Verdict
 from ase_segnn.potential_file import save_potential
 from ase_segnn.quantities import LABELS, shown_errors
 
@@ -25,8 +27,9 @@ from .data.batches import LabeledGraph
 from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of, without_places
 from .recipe import Recipe
-from .report import Verdict, evaluate_sets, write_report
+from .report import evaluate_sets, write_report
 from .report.card import write_card
+from .report.physics import load_systems, measured_cost, study_systems
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +120,7 @@ def run_on(
 ) -> TrainingResult:
     """Train as `run_recipe`, on data in memory."""
     recipe = settled(recipe, data)
+    systems = load_systems(recipe, data.training.elements())
     with files.reserved():
         files.check(resume=resume, overwrite=overwrite)
         if overwrite and not resume:
@@ -137,15 +141,18 @@ def run_on(
         minutes = sum(result.seconds for result in results) / 60
         public = Recipe.model_validate(provenance.recipe)  # without places, for the card
         report = data.training.store.labels
-        write_card(
+        card = partial(
+            write_card,
             files.card,
             public,
             potential,
             provenance,
             minutes=minutes,
             labels="" if report is None else report.line(),
+            cost=measured_cost(calculator, evaluated.survey),
             notes=without_places(notes, data.checksums),
         )
+        card()  # physics may take hours
         verdicts = write_report(
             files.report,
             calculator,
@@ -155,6 +162,8 @@ def run_on(
             facts={"training": f"{minutes:.0f} minutes, {len(data.training)} frames", "created": provenance.created},
             notes=notes,
         )
+        if systems:
+            card(physics=study_systems(systems, public, potential))
         return TrainingResult(potential, files.potential, files.card, files.report, files.audit, errors, verdicts)
 
 
