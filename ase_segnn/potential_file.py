@@ -312,13 +312,14 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
 
 
 def _parse_header(header: dict[str, Any], version: int, path: Path) -> PotentialHeader:
-    match header:
-        case {"format_version": 1, "config": {"network": {"n_radial_hidden": width, **network}}}:
-            # format 1: all networks had gated messages and one hidden layer between radial basis and weights
-            header["config"]["network"] = {**network, "gated_messages": True, "radial_hidden": [width]}
-    match header:
-        case {"config": {"network": dict() as network}} if version < FORMAT_VERSION:
-            header["config"]["network"] = {"correlation": 1, **network}
+    config = header.get("config")
+    network = config.get("network") if isinstance(config, dict) else None
+    if isinstance(config, dict) and isinstance(network, dict) and version < FORMAT_VERSION:
+        if version == 1 and "n_radial_hidden" in network:
+            # all networks had gated messages and one hidden layer between radial basis and weights
+            width = network.pop("n_radial_hidden")
+            network |= {"gated_messages": True, "radial_hidden": [width]}
+        config["network"] = {"correlation": 1, **network}
     try:
         return PotentialHeader.model_validate(header)
     except ValidationError as error:

@@ -68,8 +68,7 @@ def test_edges_of_five_molecules_are_five_molecules_per_step() -> None:
     """`acac-pbe` was trained on five frames per step; its frames have 174 to 192 edges."""
     n_edges = np.random.default_rng(0).integers(174, 193, 450)
     n_atoms = np.full(450, 15)
-    edges = OptimizationSection().batch_edges
-    limits = BatchLimits.of(n_atoms, n_edges, edges)
+    limits = BatchLimits.of(n_atoms, n_edges, 1000)
     assert limits == BatchLimits(structures=5, atoms=5 * 15, edges=5 * 192)
     assert {len(batch) for batch in divide(range(450), n_atoms, n_edges, limits)} == {5}
 

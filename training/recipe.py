@@ -113,7 +113,8 @@ class FitSection(Section):
 
     Parameters
     ----------
-    epochs : passes over the training frames; by default 300, or as many as `max_time` allows
+    epochs : passes over the training frames; by default as many as `max_time` allows, or without it 300 and for
+        potentials about 30,000 steps: at least 20, at most 600
     max_time : such as ``30m`` or ``2h``. Fit and learning rates end in time; evaluation and report come after the fit
     optimizer : "muon" for the matrices of weights, with AdamW for the rest; or "adamw" for everything
     muon_learning_rate : highest learning rate of Muon, see `ase_segnn.training.fit.optimizers`
@@ -154,7 +155,8 @@ class OptimizationSection(FitSection):
     Parameters
     ----------
     batch_edges : about the number of edges per step. Steps then cost alike, whatever the sizes of frames; 1 takes one
-        frame per step. An atom has as many edges as neighbors within the cutoff
+        frame per step. An atom has as many edges as neighbors within the cutoff. By default 1000, and fewer for small
+        data, so that an epoch has at least 25 steps: small steps learn most from small data
     loss : "mse", "l1" or "huber", see `ase_segnn.training.fit.step.PotentialLoss`
     huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
     energy_weight : of (ΔE)² / atoms, in Å⁻²; by default from 0.1 to 10, which means forces first
@@ -172,7 +174,7 @@ class OptimizationSection(FitSection):
         },
     }
 
-    batch_edges: PositiveInt = 1000  # small steps learn most from small data
+    batch_edges: PositiveInt | None = None
     loss: Literal["mse", "l1", "huber"] = "mse"
     huber_delta: PositiveFloat = 0.01
     energy_weight: Annotated[NonNegativeFloat | Pair, Field(description=_WEIGHT)] = (0.1, 10.0)

@@ -34,6 +34,8 @@ from .report.physics import load_systems, measured_cost, study_systems
 logger = logging.getLogger(__name__)
 
 _CALIBRATED = 16  # frames from which the scale of products is taken
+_BATCH_EDGES, _FEWEST_STEPS = 1000, 25  # edges per step, and steps per epoch of small data
+_STEPS, _EPOCHS = 30_000, (20, 600)  # of a run without a limit
 _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
 
 
@@ -198,6 +200,13 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     if optimization.stress_weight is None:
         weight = _STRESS_WEIGHT if n_labels["stress"] else 0.0
         optimization = optimization.model_copy(update={"stress_weight": weight})
+    n_edges = int(training.store.n_edges[training.indices].sum())
+    batch_edges = optimization.batch_edges or max(1, min(_BATCH_EDGES, n_edges // _FEWEST_STEPS))
+    per_epoch = max(1.0, min(n_edges / batch_edges, len(training)))
+    optimization = optimization.model_copy(update={"batch_edges": batch_edges})
+    if optimization.epochs is None and optimization.max_time is None:
+        epochs = min(max(round(_STEPS / per_epoch), _EPOCHS[0]), _EPOCHS[1])
+        optimization = optimization.model_copy(update={"epochs": epochs})
     optimization = with_epochs(optimization)
     weights = optimization.weights()
     for label, weight in weights.items():
@@ -215,8 +224,6 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
         raise ValueError("no validation frame has a label that is learned; give others as data.validation")
     compile_it = recipe.compile
     if compile_it == "auto":
-        n_edges = int(training.store.n_edges[training.indices].sum())
-        per_epoch = min(n_edges / optimization.batch_edges, len(training))
         compile_it = worth_compiling(optimization, per_epoch) or "auto"
     return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})
 

@@ -54,9 +54,9 @@ class PotentialModule(TrainingModule):
         self._optimization, self._with_stress = optimization, with_stress
         self._training, self._validation = training, validation
         self._compile = recipe.compile
-        self._limits = BatchLimits.of(
-            store.n_atoms[training.indices], store.n_edges[training.indices], optimization.batch_edges
-        )
+        assert optimization.batch_edges is not None
+        n_atoms, n_edges = store.n_atoms[training.indices], store.n_edges[training.indices]
+        self._limits = BatchLimits.of(n_atoms, n_edges, optimization.batch_edges)
         self._a_number = int(training.store.numbers(int(training.indices[0]))[0])  # of an atom that only fills up
 
     def train_dataloader(self) -> DataLoader[LabeledGraph]:
