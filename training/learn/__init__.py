@@ -1,0 +1,7 @@
+"""Labels that a run makes itself: references, structures around known ones, and the file of their labels."""
+
+from .labeling import LabelError, LabelFile, label
+from .references import Reference, find_reference
+from .walkers import Walkers
+
+__all__ = ["LabelError", "LabelFile", "Reference", "Walkers", "find_reference", "label"]
