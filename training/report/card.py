@@ -23,6 +23,7 @@ def write_card(
     *,
     minutes: float,
     labels: str = "",
+    pretraining: str = "",
     notes: Sequence[str] = (),
 ) -> None:
     """Write the card as Markdown: measured and counted facts, and the texts of the recipe.
@@ -33,6 +34,7 @@ def write_card(
     recipe, potential, provenance : of the finished run
     minutes : duration of the fit
     labels : of the training files and where they are from
+    pretraining : frames that were learned before the training frames; empty for none
     notes : sentences about the run, such as warnings of the audit
     """
     card, config = recipe.card, potential.config
@@ -48,6 +50,8 @@ def write_card(
         "Trained on": _frames(recipe),
         "Labels": labels or "not stated",
     }
+    if pretraining:
+        facts["Pretrained on"] = pretraining
     run = {
         "Command": f"`ase-segnn train {recipe.name}.yaml`, with what is kept as `recipe.yaml` in the folder of a run",
         "Seed": provenance.seed,
