@@ -14,7 +14,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from labeled import labeled_clusters
 
-from ase_segnn.training.learn import LabelError, LabelFile, Reference, Walkers, find_reference, label
+from ase_segnn.training.learn import LabelFile, NoLabelError, Reference, Walkers, find_reference, label
 from ase_segnn.training.learn.references import GFN2
 
 REFERENCE = """
@@ -155,13 +155,13 @@ class Moody(LennardJones):
 def test_failures_are_told_apart_from_labels() -> None:
     calculator = Moody(sigma=2.3, epsilon=0.1, rc=6.0)
     three, four, five, _ = starts()
-    with pytest.raises(LabelError, match=r"^RuntimeError: SCF not converged in 250 cycles$"):
+    with pytest.raises(NoLabelError, match=r"^RuntimeError: SCF not converged in 250 cycles$"):
         label(three, calculator)
-    with pytest.raises(LabelError, match=r"^forces not finite$"):
+    with pytest.raises(NoLabelError, match=r"^forces not finite$"):
         label(four, calculator)
     assert label(five, calculator).calc.name == "unknown"
     five.positions[1] = five.positions[0] + [0.5, 0, 0]
-    with pytest.raises(LabelError, match=r"^a force above 30 eV/Å$"):
+    with pytest.raises(NoLabelError, match=r"^a force above 30 eV/Å$"):
         label(five, calculator)
 
 
@@ -296,7 +296,7 @@ def test_a_walker_that_fails_begins_anew() -> None:
     start = starts()[2]
     walkers = Walkers([start], Fixed(FailsOnce(sigma=2.3, epsilon=0.1, rc=6.0)), 60.0, 0)
     walkers.keep(walkers.attempt())
-    with pytest.raises(LabelError, match="RuntimeError: license lost"):
+    with pytest.raises(NoLabelError, match="RuntimeError: license lost"):
         walkers.attempt()
     assert walkers.n_attempts == 2
     again = walkers.attempt()

@@ -94,15 +94,22 @@ class Base:
         return found
 
     def compared(self, sets: Mapping[str, Subset], errors: Mapping[str, Mapping[str, float]]) -> list[str]:
-        """Return a sentence for each set: errors of the base, and after fine-tuning."""
+        """Return a sentence for each set: errors of the base, and after fine-tuning.
+
+        Both are errors of `Predictions.with_fitted_elements`: energies of base and new frames may have other zeros.
+        """
         if not sets:
             return [f"The data that the base '{self.name}' was made for are not at hand; what it forgot is unknown."]
         evaluated = evaluate_sets(SEGNNCalculator(self.potential), {name: s.frames() for name, s in sets.items()})
         sentences = []
         for name, predictions in evaluated.predictions.items():
-            before, after = (shown_errors(found, LABELS) for found in (predictions.errors(), errors[name]))
+            own = predictions.with_fitted_elements().errors()
+            before, after = (shown_errors(found, LABELS) for found in (own, errors[name]))
             parts = [f"{first} became {second}" for first, second in zip(before, after, strict=True)]
-            sentences.append(f"On {name}, RMSE of the base and after fine-tuning: {', '.join(parts)}.")
+            sentences.append(
+                f"On {name}, RMSE of the base and after fine-tuning, with a constant fitted to the energy of each "
+                f"element: {', '.join(parts)}."
+            )
         return sentences
 
 

@@ -25,7 +25,7 @@ from .base import adapted
 from .data import Subset, TrainingData
 from .fit import CHECKPOINT, PotentialModule, fit, start_from
 from .folder import LABELS_FILE, ORIGIN_FILE, PRETRAINING
-from .learn import LabelError, LabelFile, Walkers, find_reference
+from .learn import LabelFile, NoLabelError, Walkers, find_reference
 from .recipe import DataSection, PretrainSection, Recipe
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Pretraining:
             began = time.monotonic()
             try:
                 walkers.keep(file.append(walkers.attempt()))
-            except LabelError as error:
+            except NoLabelError as error:
                 reasons[str(error)] += 1
                 self.seconds += time.monotonic() - began
                 continue

@@ -131,6 +131,8 @@ def run_on(
         calculator = SEGNNCalculator(potential)
         sets = {**data.sets, **old}
         evaluated = evaluate_sets(calculator, {name: subset.frames() for name, subset in sets.items()})
+        for name in old:  # which may be of another level of theory
+            evaluated.predictions[name] = evaluated.predictions[name].with_fitted_elements()
         errors = {name: found.errors() for name, found in evaluated.predictions.items() if found.n_frames}
         provenance = provenance.model_copy(update={"errors": errors})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)

@@ -16,7 +16,7 @@ from ase_segnn.files import writing
 LARGEST_FORCE = 30.0  # eV/Å; structures beyond are on their way to pieces
 
 
-class LabelError(RuntimeError):
+class NoLabelError(RuntimeError):
     """A structure that gets no label; the message is the reason."""
 
 
@@ -25,7 +25,7 @@ def label(atoms: Atoms, calculator: BaseCalculator) -> Atoms:
 
     Raises
     ------
-    LabelError
+    NoLabelError
         If the calculator fails, a result is not finite, or a force is above 30 eV/Å.
     """
     names = ["energy", "forces"]
@@ -35,13 +35,13 @@ def label(atoms: Atoms, calculator: BaseCalculator) -> Atoms:
     try:
         results = {name: np.array(calculator.get_property(name, labeled), dtype=np.float64) for name in names}
     except Exception as error:  # calculators raise whatever they stumble over
-        raise LabelError(reason_of(error)) from error
+        raise NoLabelError(reason_of(error)) from error
     for name, values in results.items():
         if not np.isfinite(values).all():
-            raise LabelError(f"{name} not finite")
+            raise NoLabelError(f"{name} not finite")
     largest = float(np.linalg.norm(results["forces"], axis=1).max())
     if largest > LARGEST_FORCE:
-        raise LabelError(f"a force above {LARGEST_FORCE:g} eV/Å")
+        raise NoLabelError(f"a force above {LARGEST_FORCE:g} eV/Å")
     labeled.calc = SinglePointCalculator(labeled, **{**results, "energy": float(results["energy"])})
     return labeled
 

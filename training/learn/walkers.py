@@ -10,7 +10,7 @@ from ase import Atoms, units
 from ase.constraints import FixCom
 from ase.md.langevin import Langevin
 
-from .labeling import LabelError, label, reason_of
+from .labeling import NoLabelError, label, reason_of
 from .references import Reference
 
 # Averages over positions do not depend on masses, so that heavy hydrogen allows for long steps.
@@ -72,7 +72,7 @@ class Walkers:
 
         Raises
         ------
-        LabelError
+        NoLabelError
             If the reference fails on the way, or for the structure at its end.
         """
         number, began = self.n_attempts, time.monotonic()
@@ -84,7 +84,7 @@ class Walkers:
             if number >= len(self._starts):
                 self._dynamics(atoms, random).run(_N_STEPS)
         except Exception as error:  # calculators raise whatever they stumble over
-            raise LabelError(reason_of(error)) from error
+            raise NoLabelError(reason_of(error)) from error
         atoms.set_constraint()
         labeled = label(atoms, atoms.calc)
         labeled.arrays.pop("masses")
