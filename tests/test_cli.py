@@ -448,7 +448,7 @@ def test_train_learns_cheap_labels_first(folder: Path) -> None:
     assert "- Pretrained on: 20 frames" in (folder / "frames" / "frames.md").read_text()
     pretrain = load_recipe(folder / "frames" / "recipe.yaml").pretrain
     assert pretrain is not None
-    assert (pretrain.reference, pretrain.frames, pretrain.share) == ("cheap.py:make", 20, 0.5)
+    assert (pretrain.reference, pretrain.frames, pretrain.share) == ("cheap.py:make", 20, 0.75)
     assert "no file 'none.py'" in run(
         "train", "frames/recipe.yaml", "--pretrain", "none.py:make", "--output", "other", code=2
     )

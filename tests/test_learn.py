@@ -253,7 +253,9 @@ def test_walkers_depend_on_seed_and_temperature_alone(reference_file: Path) -> N
 def test_interrupted_walkers_go_on_as_if_nothing_had_happened(reference_file: Path, tmp_path: Path) -> None:
     def walk(path: Path, n: int) -> list[Atoms]:
         file = LabelFile(path)
-        walkers = Walkers(starts(), reference_of(reference_file), 60.0, 0, file.frames)
+        walkers = Walkers(starts(), reference_of(reference_file), 60.0, 0)
+        for atoms in file.frames:
+            walkers.keep(atoms)
         while len(file.frames) < n:
             walkers.keep(file.append(walkers.attempt()))
         return file.frames

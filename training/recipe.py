@@ -202,8 +202,8 @@ class PretrainSection(Section):
         calculator, such as ``my_file.py:make_calculator``
     frames : the most frames to label. With `max_time` labels take at most half of the time of pretraining
     temperature : K, of the dynamics that lead from the training frames to the frames to label
-    share : of the run, labels included, before the training frames are learned; by default 0.5 for up to 100 training
-        frames, and 5 / √n for n
+    share : of the run, labels included, before the training frames are learned; by default 0.75 for up to 50 training
+        frames, and 5.3 / √n for n
     rates_after : factor of the highest learning rates when the training frames are learned. With 1 the network forgets
         more than it gains, and overfits a few frames, see benchmarks/README.md
     charge : e, of each frame, for gfn2; by default 0

@@ -125,7 +125,8 @@ def run_on(
         provenance = provenance_of(recipe, data.checksums)  # of the code as it is now
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results, notes = fit_on(data, recipe, files, base, pretraining, resume=resume)
-        provenance = provenance.model_copy(update={"created": now()})
+        checksums = provenance.data | ({} if pretraining is None else pretraining.checksums)
+        provenance = provenance.model_copy(update={"created": now(), "data": checksums})
         # before evaluation and report, which may fail
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         calculator = SEGNNCalculator(potential)

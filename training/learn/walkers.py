@@ -36,7 +36,6 @@ class Walkers:
     reference : labels the structures, and drives the dynamics
     temperature : K
     seed : of velocities and thermostats
-    labeled : structures that these walkers returned before, in their order
     """
 
     def __init__(
@@ -45,13 +44,10 @@ class Walkers:
         reference: Reference,
         temperature: float,
         seed: int,
-        labeled: Sequence[Atoms] = (),
     ) -> None:
-        self._starts, self._reference, self._temperature, self._seed = starts, reference, temperature, seed
+        self._starts, self.reference, self._temperature, self._seed = starts, reference, temperature, seed
         self._last: dict[int, Atoms] = {}  # walker -> its structure, with momenta
         self.n_attempts = 0
-        for atoms in labeled:
-            self.keep(atoms)
 
     def n_evaluations(self, n_attempts: int) -> int:
         """Return the number of evaluations of the reference that so many attempts take."""
@@ -79,7 +75,7 @@ class Walkers:
         self.n_attempts += 1
         random = np.random.default_rng([self._seed, number])
         atoms = self._where_it_is(number % len(self._starts), random)
-        atoms.calc = self._reference.calculator(atoms)
+        atoms.calc = self.reference.calculator(atoms)
         try:
             if number >= len(self._starts):
                 self._dynamics(atoms, random).run(_N_STEPS)
