@@ -15,7 +15,7 @@ from .references import Reference
 
 # Averages over positions do not depend on masses, so that heavy hydrogen allows for long steps.
 _LEAST_MASS = 12.0  # u
-_TIMESTEP, _N_STEPS = 2.0, 10  # fs, and steps from one labeled structure to the next
+_TIMESTEP, _N_STEPS = 2.0, 5  # fs, and steps from one labeled structure to the next
 _FRICTION = 0.01  # 1/fs
 
 
@@ -23,7 +23,7 @@ class Walkers:
     """Dynamics at a temperature from each of several structures, in turn, all labeled by a reference.
 
     Attempt n belongs to walker n modulo their number: after any number of attempts the labels lie around all
-    structures alike. The first attempt of each walker labels its structure as it is. Each further attempt runs 20 fs of
+    structures alike. The first attempt of each walker labels its structure as it is. Each further attempt runs 10 fs of
     dynamics from the structure that the walker labeled last, or from the first one if the last attempt failed.
     Velocities and thermostat depend on seed and number of an attempt alone. So the labeled structures are all that
     interrupted walkers need to go on as if nothing had happened.
