@@ -442,7 +442,12 @@ def test_train_learns_cheap_labels_first(folder: Path) -> None:
         frames.append(label(atoms))
     ase.io.write("frames.xyz", frames)
     Path("cheap.py").write_text("from ase.calculators.emt import EMT\n\ndef make():\n    return EMT()\n")
-    small = ("--set", "network={irreps_hidden: 4x0e+2x1o, l_max_attributes: 1, n_layers: 1}", "--time", "3s")
+    small = (
+        "--set",
+        "network={irreps_hidden: 4x0e+2x1o, l_max_attributes: 1, n_layers: 1}",
+        "--set",
+        "optimization.epochs=2",
+    )
     run("train", "--data", "frames.xyz", "--pretrain", "cheap.py:make", "--set", "pretrain.frames=20", *small)
     assert len(ase.io.read("frames/pretraining/labels.xyz", ":")) == 20
     assert "- Pretrained on: 20 frames" in (folder / "frames" / "frames.md").read_text()

@@ -250,7 +250,10 @@ def test_all_of_it_ends_in_time(tmp_path: Path, frames_file: Path) -> None:
     assert set(potential.elements) == {"Ne", "Ar"}
     labels = labels_of(tmp_path / "run")
     assert 10 <= len(labels) < 10**6
-    assert sum(atoms.info["seconds"] for atoms in labels) == pytest.approx(1.5, abs=0.75)  # half of three quarters
+    seconds = [atoms.info["seconds"] for atoms in labels]
+    limit = 4.0 * 0.75 / 2  # half of three quarters of the run
+    assert sum(seconds) >= limit
+    assert sum(seconds[:-1]) < limit or len(labels) == 10
     origin = json.loads((tmp_path / "run" / "pretraining" / "labels.json").read_text())
     assert origin["n_attempts"] >= len(labels)
 
