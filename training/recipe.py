@@ -193,6 +193,35 @@ class OptimizationSection(FitSection):
         return weights
 
 
+class PretrainSection(Section):
+    """Frames around the training frames, labeled by a cheap reference, to learn before the training frames themselves.
+
+    The reference need not agree with the labels of the training frames: the energy of each element is fitted anew, and
+    the rest is learned. See `ase_segnn.training.pretraining`.
+
+    Parameters
+    ----------
+    reference : "gfn2" for GFN2-xTB, which needs the package tblite; or a function of a Python file that returns an ASE
+        calculator, such as ``my_file.py:make_calculator``
+    frames : the most frames to label. With `max_time` labels take at most half of the time of pretraining
+    temperature : K, of the dynamics that lead from the training frames to the frames to label
+    share : of the run, labels included, before the training frames are learned; by default 0.75 for up to 50 training
+        frames, and 5.3 / √n for n
+    rates_after : factor of the highest learning rates when the training frames are learned. With 1 the network forgets
+        more than it gains, and overfits a few frames, see benchmarks/README.md
+    charge : e, of each frame, for gfn2; by default 0
+    multiplicity : 2S + 1, of each frame, for gfn2; by default the lowest
+    """
+
+    reference: str
+    frames: Annotated[Count, Field(ge=10)] = 1500
+    temperature: PositiveFloat = 600.0
+    share: Fraction | None = None
+    rates_after: PositiveFloat = 0.3
+    charge: int | None = None
+    multiplicity: PositiveInt | None = None
+
+
 class CardSection(Section):
     """Facts for the model card that no program can know.
 
@@ -252,6 +281,7 @@ class Recipe(RunSection):
     Parameters
     ----------
     data, network, card : see the classes
+    pretrain : what to learn first, see the class; null for nothing
     base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
     zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`. For each pair of elements the repulsion
@@ -262,6 +292,7 @@ class Recipe(RunSection):
 
     data: DataSection
     network: NetworkConfig = NetworkConfig()
+    pretrain: PretrainSection | None = None
     base: str | None = None
     frozen: list[str] = []
     zbl: bool = True
@@ -276,6 +307,8 @@ class Recipe(RunSection):
             raise ValueError("frozen names parts of a base, and there is no base")
         if self.base is not None and self.network != NetworkConfig():
             raise ValueError("a base brings its own network; leave out either of them")
+        if self.base is not None and self.pretrain is not None:
+            raise ValueError("a base has learned already; leave out base or pretrain")
         if self.base is not None and self.committee > 1 and not self.bootstrap:
             raise ValueError(
                 "members that start from one base and see the same frames hardly differ; set bootstrap: true"
@@ -343,7 +376,9 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
     """
     *sections, last = key.split(".")
     for section in sections:
-        raw = raw.setdefault(section, {})
+        if raw.get(section) is None:
+            raw[section] = {}
+        raw = raw[section]
         if not isinstance(raw, dict):
             raise ValueError(f"'{key}' is no key of a recipe: '{section}' has no keys in it")  # noqa: TRY004  # of users
     raw[last] = value

@@ -46,7 +46,11 @@ class FitSettings:
 
 def fit_settings(recipe: RunSection, **identity: Any) -> FitSettings:
     """Return the settings of a fit by a settled recipe; `identity` adds data and network to the identity of the run."""
-    settings = recipe.model_dump(mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap"})
+    settings = recipe.model_dump(
+        mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap", "pretrain"}
+    )
+    if settings.get("pretrain") is None:
+        settings.pop("pretrain", None)  # which recipes of earlier checkpoints had not
     for name in ("epochs", "max_time", "early_stopping"):
         del settings["optimization"][name]
     return FitSettings(

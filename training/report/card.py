@@ -26,6 +26,7 @@ def write_card(
     minutes: float,
     labels: str = "",
     cost: str = "",
+    pretraining: str = "",
     notes: Sequence[str] = (),
     physics: Sequence[Results] = (),
 ) -> None:
@@ -38,6 +39,7 @@ def write_card(
     minutes : duration of the fit
     labels : of the training files and where they are from
     cost : of a step of dynamics; `ase-segnn info` lists this line of the card
+    pretraining : frames that were learned before the training frames; empty for none
     notes : sentences about the run, such as warnings of the audit
     physics : of the systems in the recipe
     """
@@ -55,6 +57,8 @@ def write_card(
         "Labels": labels or "not stated",
         COST: cost or "not measured",
     }
+    if pretraining:
+        facts["Pretrained on"] = pretraining
     run = {
         "Command": f"`ase-segnn train {recipe.name}.yaml`, with what is kept as `recipe.yaml` in the folder of a run",
         "Seed": provenance.seed,
