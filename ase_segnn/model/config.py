@@ -32,8 +32,8 @@ class NetworkConfig(Configuration):
         `l_max_attributes`, with products 0
     n_layers : rounds of messages
     correlation : highest order of the products of sums of messages, see `ase_segnn.model.products.NodeProducts`. Order
-        2 brings angles, order 3 dihedrals. 1: no products, and the same irreps in every round. With products, features
-        are scalars of the element before the first round and scalars after the last round
+        2 knows pairs of neighbors, order 3 triples. 1: no products, and the same irreps in every round. With products,
+        features are scalars of the element before the first round and scalars after the last round
     l_max_messages : highest degree of the messages and their sums, with products; default: `l_max_attributes`
     l_max_hidden : highest degree between both layers of a message, with products and from the second round on; default:
         1. The first round has scalars there
