@@ -258,9 +258,9 @@ class RunSection(Section):
     seed : of split, initial weights and order of frames
     device : "auto" takes a GPU if there is one
     processes : number of processes that share each step, one per GPU or all on a CPU; a step then has as many batches
-    compile : on a CPU true takes compiled C++ for the messages, which halves the time of a step. A network without C++
-        has torch compile the step, which takes minutes. "auto": the same, but torch compiles in long runs only, and a
-        missing compiler is a warning. false: plain torch
+    compile : on a CPU true takes compiled C++ for predictions and gradients, several times as fast as plain torch. A
+        network without C++ has torch compile the step, which takes minutes. "auto": the same, but torch compiles in
+        long runs only, and a missing compiler is a warning. false: plain torch
     validate_every : epochs between validations
     logger : "tensorboard" or "wandb" to see the run there as well; that package must be installed
     """

@@ -25,17 +25,18 @@ class NetworkConfig(Configuration):
     Parameters
     ----------
     cutoff : Å, at most 50; atoms further apart exchange no messages
-    irreps_hidden : channels of the features per degree and parity
+    irreps_hidden : channels of the features per degree and parity. With products the messages have as many channels as
+        the widest entry
     l_max_attributes : highest degree of the edge attributes, which steer messages
     l_max_node_attributes : highest degree of the node attributes, which steer updates and readout; default:
-        `l_max_attributes`
+        `l_max_attributes`, with products 0
     n_layers : rounds of messages
-    correlation : highest order of products of what an atom has gathered, see `ase_segnn.model.products.NodeProducts`;
-        with 1 there are none, and every round has the same irreps. With products, the features before the first round
-        are scalars of the element, those after the last round are scalars, and node attributes are of degree 0
-    l_max_messages : highest degree of the sums of messages, with products; default: `l_max_attributes`
-    l_max_hidden : highest degree between both layers of a message, with products and from the second round on; in the
-        first round, where features are scalars, it is 0; default: 1
+    correlation : highest order of the products of sums of messages, see `ase_segnn.model.products.NodeProducts`. Order
+        2 knows pairs of neighbors, order 3 triples. 1: no products, and the same irreps in every round. With products,
+        features are scalars of the element before the first round and scalars after the last round
+    l_max_messages : highest degree of the messages and their sums, with products; default: `l_max_attributes`
+    l_max_hidden : highest degree between both layers of a message, with products and from the second round on; default:
+        1. The first round has scalars there
     n_radial : number of radial basis functions
     radial_hidden : widths of the hidden layers between radial basis and weights of the messages' products
     gated_messages : a gate after both message layers, not only after the first; see `ase_segnn.model.segnn.SEGNN`
@@ -76,10 +77,11 @@ class NetworkConfig(Configuration):
 
     @property
     def shape(self) -> str:
-        """Layers, irreps and degrees in words, for cards and listings."""
+        """Layers, irreps, degrees and products in words, for cards and listings."""
         nodes = "" if self.l_max_node_attributes is None else f" at edges and {self.l_max_node_attributes} at nodes"
         layers = f"{self.n_layers} layer{'s' * (self.n_layers != 1)}"
-        return f"{layers}, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
+        products = "" if self.correlation == 1 else f", products up to order {self.correlation}"
+        return f"{layers}, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}{products}"
 
     @property
     def degree_of_nodes(self) -> int:
@@ -89,7 +91,7 @@ class NetworkConfig(Configuration):
         return self.l_max_node_attributes
 
     def rounds(self) -> list[Round]:
-        """Return the irreps of each round of messages."""
+        """Return the irreps of each round of messages; `docs/segnn.md` has the table of those with products."""
         features = Irreps(self.irreps_hidden).merged()
         if self.correlation == 1:
             return [Round(features, features, features, features)] * self.n_layers

@@ -105,8 +105,8 @@ class TrainingModule(pl.LightningModule):
         self._averaged: dict[str, Tensor] = {}
         self._validated = False  # in this epoch
 
-    def use_kernels(self) -> bool:
-        """Switch the network to compiled C++ until `on_fit_end`, if there is any; return whether there is."""
+    def predict_by_cpp(self) -> bool:
+        """Have the network predict by compiled C++ until `on_fit_end`; return whether there is such a form."""
         return False
 
     @abstractmethod
@@ -147,7 +147,7 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Start the clock, and compile."""
         self._started = time.monotonic()
-        if not self.use_kernels() and self.settings.compile:
+        if not self.predict_by_cpp() and self.settings.compile:
             self._step = CompiledStep(self.loss)
         self.progress_at_start = self._progress(0)
 

@@ -84,7 +84,7 @@ class PotentialModule(TrainingModule):
         batches = divide(mine, store.n_atoms, store.n_edges, _VALIDATION_LIMITS)
         return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
 
-    def use_kernels(self) -> bool:
+    def predict_by_cpp(self) -> bool:
         """Predict by compiled C++, unless the network has no such form or `compile` is False."""
         assert isinstance(self.loss, PotentialLoss)
         potential = self.loss.potential
