@@ -246,7 +246,6 @@ def test_compiled_messages_train_alike(tmp_path: Path, frames_file: Path) -> Non
         recipe = recipe_for(frames_file, **{**WITH_KERNELS, "compile": compile_it})
         result = run_recipe(recipe, tmp_path / str(compile_it))
         assert isinstance(result.potential, Potential)
-        assert all(layer.message.instead is None for layer in result.potential.network.rounds)
         curves[compile_it] = [float(row["loss"]) for row in curve_of(tmp_path / str(compile_it))]
     assert curves["auto"] != curves[False]
     assert curves["auto"] == pytest.approx(curves[False], rel=1e-3)
@@ -258,7 +257,7 @@ def test_training_goes_on_without_a_compiler(
     monkeypatch.setenv("CXX", "no-such-compiler")
     recipe = recipe_for(frames_file, **WITH_KERNELS, optimization={"epochs": 1})
     run_recipe(recipe, tmp_path / "run")
-    assert "training without compiled C++, which takes about twice as long" in caplog.text
+    assert "training without compiled C++, which takes several times as long" in caplog.text
     with pytest.raises(NoCompilerError, match="CXX names 'no-such-compiler', which is not there"):
         run_recipe(recipe.model_copy(update={"compile": True}), tmp_path / "other")
 
