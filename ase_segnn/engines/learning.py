@@ -261,9 +261,10 @@ def _check(graph: AtomicGraph) -> None:
 
 
 def _near_pairs(graph: AtomicGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return centers, neighbors and vectors of the edges but those that are as long as the cutoff or longer."""
+    """Return centers, neighbors and vectors of the edges that are shorter than the cutoff, or not finite."""
     vectors = graph.edge_vectors()
-    near = ~(torch.linalg.vector_norm(vectors, dim=1) >= cutoff)  # those that are not a number stay
+    distances = torch.linalg.vector_norm(vectors, dim=1)
+    near = (distances < cutoff) | ~distances.isfinite()
     if bool(near.all()):
         return graph.centers.contiguous(), graph.neighbors.contiguous(), vectors
     return graph.centers[near], graph.neighbors[near], vectors[near]
