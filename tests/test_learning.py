@@ -329,6 +329,7 @@ def test_threads_with_a_potential_each() -> None:
     """And threads that share one get results as if they took turns."""
     potential = random_potential(SHAPES["products"]).double()
     shared = LearningPotential(potential)
+    of_torch = torch.nn.Module.__call__, torch.nn.Module.__getattr__
     names = ["mixed species", "slab", "unwrapped", "water"]
     graphs = [graph_of(potential, name) for name in names]
     expected = []
@@ -349,6 +350,7 @@ def test_threads_with_a_potential_each() -> None:
     with ThreadPoolExecutor(len(graphs)) as pool:
         for found, gradient in zip(pool.map(work, range(len(graphs))), expected, strict=True):
             assert_alike(list(found), list(gradient), 1e-9)
+    assert (torch.nn.Module.__call__, torch.nn.Module.__getattr__) == of_torch
     for graph in graphs:
         assert_alike(results(shared.predict(graph)), results(potential.predict(graph)), 1e-10)
 

@@ -6,6 +6,7 @@ splines, of which there are fewer than edges), and multiplies matrices for the g
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ from ase_segnn.model.potential import Potential, Prediction, stress_of, sum_stru
 
 _COST_OF_ATOM = 20  # an atom costs about as much as so many edges
 _RESERVE = 1.25  # memory for so many times as many atoms and edges as are asked for
+_tracing = Lock()
 
 
 class LearningPotential:
@@ -64,7 +66,8 @@ class LearningPotential:
         self._frozen = {name for name, parameter in self._parameters.items() if not parameter.requires_grad}
         self._program, weights = training_program(potential)
         self._names = list(weights)
-        self._make_weights = _traced_weights(potential, self._parameters)
+        with _tracing.now:  # which replaces parts of torch, and parameters of the module
+            self._make_weights = _traced_weights(copy.deepcopy(potential), self._parameters)
         self._library = load_library(training_source(self._program, potential.dtype), HEADERS)
         fields = self._program.fields
         self._used = fields.keys()
