@@ -82,9 +82,10 @@ class NodeProducts(ModuleWithConstants):
         channels = irreps[0].mul
         self.weights = nn.ParameterList()
         for paths in self.paths:
-            numbers = [sum(other.entry_out == path.entry_out for other in paths) for path in paths]
-            spreads = torch.tensor(numbers, dtype=torch.float32).rsqrt()
-            self.weights.append(nn.Parameter(torch.randn(len(paths), channels, dtype=torch.float32) * spreads[:, None]))
+            weights = nn.Parameter(torch.empty(len(paths), channels, dtype=torch.float32))
+            for path, row in zip(paths, weights.detach(), strict=True):
+                nn.init.normal_(row, std=sum(other.entry_out == path.entry_out for other in paths) ** -0.5)
+            self.weights.append(weights)
         self.register_buffer("scale", torch.ones(correlation, len(irreps), dtype=torch.float32))
         self.is_calibrating = False
         self.irreps_out = Irreps([irreps[entry] for order in self.returned for entry in order])
