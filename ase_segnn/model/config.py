@@ -25,8 +25,8 @@ class NetworkConfig(Configuration):
     Parameters
     ----------
     cutoff : Å, at most 50; atoms further apart exchange no messages
-    irreps_hidden : channels of the features per degree and parity. With products, messages have as many channels of each
-        degree as the widest entry
+    irreps_hidden : channels of the features per degree and parity. With products, messages have as many channels of
+        each degree as the widest entry
     l_max_attributes : highest degree of the edge attributes, which steer messages
     l_max_node_attributes : highest degree of the node attributes, which steer updates and readout; default:
         `l_max_attributes`, with products 0
