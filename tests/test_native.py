@@ -114,6 +114,15 @@ def test_edges_have_to_be_sorted() -> None:
         native.evaluate(mixed)
 
 
+def test_structures_have_atoms() -> None:
+    plain = frozen("natural parity")
+    native, graph = NativePotential(plain), AtomicGraph.from_atoms(SYSTEMS["water"], plain.cutoff)
+    two = {"cell": graph.cell.repeat(2, 1, 1), "pbc": graph.pbc.repeat(2, 1)}
+    for structure in (graph.structure, graph.structure + 1):
+        with pytest.raises(ValueError, match="a structure of the graph has no atoms"):
+            native.evaluate(replace(graph, structure=structure, **two))
+
+
 def test_unknown_elements_are_refused() -> None:
     plain = frozen("natural parity")
     native, graph = NativePotential(plain), AtomicGraph.from_atoms(SYSTEMS["water"], plain.cutoff)
