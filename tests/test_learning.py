@@ -404,7 +404,7 @@ def test_fewer_threads_than_asked_for_do_all_the_work() -> None:
 def test_networks_without_such_a_form() -> None:
     config = SHAPES["natural parity"]
     network = config.network.model_copy(update={"gated_messages": True})
-    with pytest.raises(ValueError, match=r"no compiled form for training: its messages have two gates"):
+    with pytest.raises(ValueError, match=r"this potential has no compiled form: its messages have two gates"):
         LearningPotential(random_potential(config.model_copy(update={"network": network})))
 
 

@@ -175,7 +175,7 @@ def test_pairs_beyond_the_cutoff_contribute_nothing(pair: tuple[Potential, Nativ
 def test_networks_without_a_native_form(network: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture) -> None:
     potential = frozen("natural parity", **network)
     assert unsupported(potential) == reason
-    with pytest.raises(ValueError, match=f"this potential has no native form: {reason}"):
+    with pytest.raises(ValueError, match=f"this potential has no compiled form: {reason}; plain torch evaluates"):
         NativePotential(potential)
     calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
     with caplog.at_level(logging.WARNING):

@@ -24,7 +24,7 @@ from ase_segnn.codegen.derivative import gradient_array
 from ase_segnn.codegen.geometry import VECTORS
 from ase_segnn.codegen.interface import ctypes_struct
 from ase_segnn.codegen.networks import INTERVALS
-from ase_segnn.codegen.rules import unsupported
+from ase_segnn.codegen.rules import check_supported
 from ase_segnn.codegen.training import RESULTS, training_program, training_source, weights_of
 from ase_segnn.engines.boundary import address, aligned
 from ase_segnn.engines.build import load_library
@@ -51,15 +51,13 @@ class LearningPotential:
     Raises
     ------
     ValueError
-        If it has no such form, see `ase_segnn.codegen.rules.unsupported`.
+        If there is no generated code for it, see `ase_segnn.codegen.rules.unsupported`.
     NoCompilerError
         If there is no C++ compiler, or it fails.
     """
 
     def __init__(self, potential: Potential) -> None:
-        reason = unsupported(potential)
-        if reason is not None:
-            raise ValueError(f"this potential has no compiled form for training: {reason}")
+        check_supported(potential)
         self._potential = potential
         self._kind = potential.dtype, potential.device
         self.lock = Lock()

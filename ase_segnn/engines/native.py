@@ -26,7 +26,7 @@ from ase_segnn.codegen.interface import INPUT, ctypes_struct
 from ase_segnn.codegen.networks import INTERVALS
 from ase_segnn.codegen.potentials import program_of
 from ase_segnn.codegen.program import Program
-from ase_segnn.codegen.rules import unsupported
+from ase_segnn.codegen.rules import check_supported
 from ase_segnn.engines.boundary import Packed, address, aligned
 from ase_segnn.engines.build import load_library
 from ase_segnn.engines.indices import checked_species
@@ -52,7 +52,7 @@ class NativePotential:
     Raises
     ------
     ValueError
-        If it has no such form, see `ase_segnn.codegen.rules.unsupported`.
+        If there is no generated code for it, see `ase_segnn.codegen.rules.unsupported`.
     NoCompilerError
         If there is no C++ compiler, or it fails.
     RuntimeError
@@ -66,9 +66,7 @@ class NativePotential:
     follows_torch = False
 
     def __init__(self, potential: Potential) -> None:
-        reason = unsupported(potential)
-        if reason is not None:
-            raise ValueError(f"this potential has no native form: {reason}")
+        check_supported(potential)
         self._potential = potential
         self._lock = Lock()
         with torch.device("cpu"):  # whatever the default of the caller is
