@@ -126,10 +126,7 @@ def run_on(
     recipe = settled(recipe, data)
     systems = load_systems(recipe, data.training.elements())
     pretraining = None if recipe.pretrain is None else Pretraining(recipe, data)
-    with files.reserved():
-        files.check(resume=resume, overwrite=overwrite)
-        if overwrite and not resume:
-            files.forget()
+    with files.reserved(resume=resume, overwrite=overwrite):
         provenance = provenance_of(recipe, data.checksums)  # of the code as it is now
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results, notes = fit_on(data, recipe, files, base, pretraining, resume=resume)

@@ -124,7 +124,10 @@ def with_epochs(optimization: _Section) -> _Section:
 
 
 def worth_compiling(optimization: FitSection, steps_per_epoch: float) -> bool:
-    """Whether a run is long enough to gain by compiling, which takes minutes and halves the time of a step."""
+    """Whether a run is long enough for torch to compile the steps of a network that has no compiled C++ of its own.
+
+    Torch takes minutes to compile, and halves the time of a step. Compiled C++ takes seconds: any run gains.
+    """
     assert optimization.epochs is not None
     long_enough = optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE
     return long_enough and optimization.epochs * steps_per_epoch > _FEWEST_STEPS_TO_COMPILE

@@ -78,10 +78,7 @@ def run_particles(
     check_machine(recipe)
     sets = particle_sets(recipe.system)
     recipe = _settled(recipe, len(sets["train"]))
-    with files.reserved():
-        files.check(resume=resume, overwrite=overwrite)
-        if overwrite and not resume:
-            files.forget()
+    with files.reserved(resume=resume, overwrite=overwrite):
         provenance = provenance_of(recipe, {})
         files.write_recipe(recipe)
         with torch.random.fork_rng():  # the caller's random numbers stay as they are
