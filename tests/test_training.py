@@ -162,7 +162,7 @@ def test_stresses_are_learned_unless_that_is_not_wanted(tmp_path: Path) -> None:
     assert "validation_stress_RMSE_meV_per_A3" in curve_of(tmp_path / "1.0")[0]
     run_recipe(recipe_for(path, optimization={"epochs": 1}), tmp_path / "open")
     settled = load_recipe(tmp_path / "open" / "recipe.yaml").optimization
-    assert (settled.stress_weight, settled.energy_weight) == (0.01, (0.1, 10.0))
+    assert (settled.stress_weight, settled.energy_weight) == (0.01, (0.01, 1.0))
 
 
 def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Pa
         atoms.calc.results.pop("free_energy", None)
         atoms.calc.results.pop("energies", None)
     path = write_frames(tmp_path / "frames.xyz", frames)
-    with pytest.raises(ValueError, match=r"energy_weight is 0.1, but no training frame has energy.*data.energy_key"):
+    with pytest.raises(ValueError, match=r"energy_weight is 0.01, but no training frame has energy.*data.energy_key"):
         run_recipe(short(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     result = run_recipe(short(path, energy_weight=0.0), tmp_path / "run")
