@@ -43,7 +43,9 @@ def potential() -> Potential:
         config = PotentialConfig(
             elements=tuple(ELEMENTS),
             reference_energies={symbol: -13.6 * (1 + i) for i, symbol in enumerate(ELEMENTS)},
-            network=NetworkConfig(cutoff=3.5, irreps_hidden="8x0e+4x1o", l_max_attributes=1, n_layers=2, n_radial=4),
+            network=NetworkConfig(
+                cutoff=3.5, irreps_hidden="8x0e+4x1o", l_max_attributes=1, n_layers=2, n_radial=4, correlation=1
+            ),
         )
         return Potential(config)
 
