@@ -13,7 +13,7 @@ from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.steerable import Features
 from ase_segnn.model.wigner import wigner_3j
 
-BOUND = 16.0  # q_0, of squares whose mean is 1 in training
+BOUND = 8.0  # q_0, of squares whose mean is 1 in training
 _SMALLEST = 1e-3  # root mean square that is scaled to 1
 
 
@@ -36,9 +36,9 @@ class NodeProducts(ModuleWithConstants):
     of three sums knows triples. With `bounded`, :math:`B^1` has one more factor per atom and channel,
 
     .. math:: \frac{2}{1 + e^{q_k / q_0}}, \quad q_k = \frac{\sum_{l m} (A^l_{m k} / s^{1, l})^2}{\sum_l (2 l + 1)},
-        \quad q_0 = 16
+        \quad q_0 = 8
 
-    so that the root mean square of a channel is at most 2.2, and hardly changed where q is about 1 as in training. In
+    so that the root mean square of a channel is at most 1.6, and hardly changed where q is about 1 as in training. In
     a structure denser than all in training, sums would otherwise make products, and the energy, larger without bounds.
     The factor is this project's own.
 
