@@ -16,7 +16,8 @@ from ase.calculators.calculator import Calculator, all_changes, all_properties
 from ase.data import atomic_numbers
 from ase.outputs import Properties
 
-from ase_segnn.checks import check_elements, check_numbers, check_results, check_stress_exists
+from ase_segnn.checks import check_numbers, check_results, check_stress_exists
+from ase_segnn.elements import check_elements
 from ase_segnn.engines.choice import choose_engine
 from ase_segnn.engines.devices import checked_device, is_out_of_memory
 from ase_segnn.engines.engine import Engine

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 SMALLEST_VOLUME = 1e-6  # of a box with the same edge lengths; with less, cell vectors count as dependent
 _MOST_FOR_BLAS = 4096  # numbers
-
-
-def check_elements(atoms: Atoms, elements: Mapping[int, str], potential_name: str) -> None:
-    """Refuse structures with elements that a potential does not know.
-
-    Parameters
-    ----------
-    atoms : any
-    elements : atomic number -> symbol of those it knows
-    potential_name : for the message
-
-    Raises
-    ------
-    ValueError
-    """
-    unknown = sorted(set(atoms.numbers.tolist()).difference(elements))
-    if unknown:
-        symbols = [chemical_symbols[z] if 0 <= z < len(chemical_symbols) else f"Z={z}" for z in unknown]
-        raise ValueError(
-            f"{potential_name} knows {', '.join(elements.values())} only, this structure also has "
-            f"{', '.join(symbols)}; 'ase-segnn info' lists the shipped potentials"
-        )
 
 
 def check_numbers(atoms: Atoms) -> None:

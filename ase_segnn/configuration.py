@@ -101,8 +101,8 @@ def _message(problem: Any, kind: type[BaseModel]) -> str:
         *sections, key = map(str, problem["loc"])
         section: Any = kind
         for part in sections:
-            section = section.model_fields[part].annotation
-        for place in (section, *(field.annotation for field in kind.model_fields.values())):
+            section = _section(section.model_fields[part].annotation)
+        for place in (section, *(_section(field.annotation) for field in kind.model_fields.values())):
             if key in getattr(place, "removed", {}):
                 return f"no key any more; {place.removed[key]}"
         close = [place for place in _places(key, kind) if place != ".".join([*sections, key])]
@@ -130,15 +130,23 @@ def _described(key: str, kind: type[BaseModel]) -> tuple[str, str]:
             break
         if field.description is not None:
             return ".".join(parts[:n]), field.description
-        section = field.annotation
+        section = _section(field.annotation)
     return key, ""
+
+
+def _section(annotation: Any) -> Any:
+    """Return the type of a key, without the None of a section that may be left out."""
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [each for each in get_args(annotation) if each is not type(None)]
+        return kinds[0] if len(kinds) == 1 else annotation
+    return annotation
 
 
 def _places(key: str, kind: type[BaseModel]) -> list[str]:
     """Return all full names of a key, at the top or in a section."""
     places = [key] if key in kind.model_fields else []
     for name, field in kind.model_fields.items():
-        if key in getattr(field.annotation, "model_fields", {}):
+        if key in getattr(_section(field.annotation), "model_fields", {}):
             places.append(f"{name}.{key}")
     return places
 
@@ -152,6 +160,6 @@ def _keys(location: tuple[int | str, ...], kind: type[BaseModel]) -> list[str]:
             expected = None
             continue
         keys.append(str(part))
-        fields = getattr(expected, "model_fields", {})
+        fields = getattr(_section(expected), "model_fields", {})
         expected = fields[part].annotation if part in fields else None
     return keys

@@ -20,12 +20,15 @@ from torch.overrides import TorchFunctionMode
 
 from ase_segnn.configuration import Configuration
 from ase_segnn.model.committee import Committee
-from ase_segnn.model.config import PotentialConfig
+from ase_segnn.model.config import NetworkConfig, PotentialConfig
 from ase_segnn.model.potential import Potential
 
 FORMAT = "ase-segnn-potential"
-FORMAT_VERSION = 3  # of committees; a single potential is still written as 2, which older versions read
+# Of potentials with products at nodes. Others are still written as 3, committees, and 2, which older versions read.
+FORMAT_VERSION = 4
 SUFFIX = ".safetensors"
+_FIRST_WITH_COMMITTEES = 3
+_SINCE_PRODUCTS = ("correlation", "l_max_messages", "l_max_hidden")  # keys of the network
 UNITS = {"energy": "eV", "length": "Å"}
 
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
@@ -67,7 +70,7 @@ class PotentialHeader(Configuration):
 
     Parameters
     ----------
-    format_version : of the file; 3 for a committee, 1 or 2 for a single potential
+    format_version : of the file; without products at nodes 3 for a committee, 1 or 2 for a single potential
     n_members : number of potentials in the file, all with this config; 1 for a single potential
     units : of energies and lengths in the file
     dtype : of the weights
@@ -86,8 +89,11 @@ class PotentialHeader(Configuration):
 
     @model_validator(mode="after")
     def _check_members(self) -> PotentialHeader:
-        if (self.n_members > 1) != (self.format_version >= 3):
+        holds_several = self.format_version == _FIRST_WITH_COMMITTEES
+        if self.format_version <= _FIRST_WITH_COMMITTEES and (self.n_members > 1) != holds_several:
             raise ValueError(f"n_members is {self.n_members}, formats 1 and 2 hold one potential, format 3 several")
+        if self.format_version < FORMAT_VERSION and self.config.network.correlation > 1:
+            raise ValueError(f"correlation is {self.config.network.correlation}, and there is none before format 4")
         return self
 
 
@@ -206,7 +212,7 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
     weights = plain[_LENGTH_BYTES + n_table :]
     n_members = len(potential.members) if isinstance(potential, Committee) else 1
     header = PotentialHeader(
-        format_version=FORMAT_VERSION if n_members > 1 else 2,
+        format_version=_version(potential.config.network, n_members),
         units=UNITS,
         dtype="float64" if dtypes == {"float64"} else "float32",
         config=potential.config,
@@ -214,9 +220,14 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
         tensors_sha256=hashlib.sha256(weights).hexdigest(),
         n_members=n_members,
     )
-    exclude = {"n_members"} if n_members == 1 else None  # a key of format 3
+    plain_header = header.model_dump(mode="json")
+    if header.format_version < FORMAT_VERSION:
+        for key in _SINCE_PRODUCTS:
+            del plain_header["config"]["network"][key]
+    if header.format_version < _FIRST_WITH_COMMITTEES:
+        del plain_header["n_members"]
     try:
-        header_json = json.dumps(header.model_dump(mode="json", exclude=exclude), allow_nan=False)
+        header_json = json.dumps(plain_header, allow_nan=False)
     except ValueError as error:
         raise PotentialFileError(
             f"config and provenance must be plain data with finite numbers: {error}; the potential is not saved"
@@ -225,6 +236,13 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
     start = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
     start += b" " * (-len(start) % _LENGTH_BYTES)  # the weights start aligned
     return len(start).to_bytes(_LENGTH_BYTES, "little") + start + weights
+
+
+def _version(network: NetworkConfig, n_members: int) -> int:
+    """Return the lowest version that can hold a potential."""
+    if network.correlation > 1:
+        return FORMAT_VERSION
+    return _FIRST_WITH_COMMITTEES if n_members > 1 else 2
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
@@ -294,10 +312,14 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
 
 
 def _parse_header(header: dict[str, Any], version: int, path: Path) -> PotentialHeader:
-    match header:
-        case {"format_version": 1, "config": {"network": {"n_radial_hidden": width, **network}}}:
-            # format 1: all networks had gated messages and one hidden layer between radial basis and weights
-            header["config"]["network"] = {**network, "gated_messages": True, "radial_hidden": [width]}
+    config = header.get("config")
+    network = config.get("network") if isinstance(config, dict) else None
+    if isinstance(config, dict) and isinstance(network, dict) and version < FORMAT_VERSION:
+        if version == 1 and "n_radial_hidden" in network:
+            # all networks had gated messages and one hidden layer between radial basis and weights
+            width = network.pop("n_radial_hidden")
+            network |= {"gated_messages": True, "radial_hidden": [width]}
+        config["network"] = {"correlation": 1, **network}
     try:
         return PotentialHeader.model_validate(header)
     except ValidationError as error:

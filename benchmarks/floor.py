@@ -1,9 +1,10 @@
 """What an evaluation costs at least: its floating-point operations, and how fast this machine does them.
 
-    python benchmarks/floor.py 64x0e+64x1o:2:l_max_attributes=2 32x0e+32x1o+32x2e:2:cutoff=4.5
+    python benchmarks/floor.py 64x0e+64x1o:2:l_max_attributes=2 32x0e+32x1o+32x2e:2:cutoff=4.5:correlation=3
 
 Networks are given as for `short_runs.py`. Per atom of a system of `speed.py`, on one thread: the operations of the
-products of matrices at atoms and of the loops along edges in the native C++, forces included; the time that the
+products of matrices at atoms, of the loops over atoms (gates, residuals, products of sums of messages) and of the loops
+along edges in the native C++, forces included; the time that the
 products would take at the rate of torch's own product of two matrices of 1024 rows, and that they take at the sizes
 that they have; and the time of an evaluation through the calculator. Times are medians of rounds in which all are taken
 in turn, each as the best of some repetitions.
@@ -56,12 +57,16 @@ def main() -> None:
                 row.append((job.products_us(), job.evaluation_us()))
         rate = statistics.median(rates)
         print(f"\n{name}, {arguments.dtype}, one thread; torch.mm: {rate / 1e9:.0f} GFLOP/s\n")
-        print("| network | products, MFLOP | edges, MFLOP | products at torch's rate, µs | as they are, µs | all, µs |")
-        print("|---|---|---|---|---|---|")
+        print(
+            "| network | matrices, MFLOP | atoms, MFLOP | edges, MFLOP "
+            "| matrices at torch's rate, µs | as they are, µs | all, µs |"
+        )
+        print("|---|---|---|---|---|---|---|")
         for job, row in zip(jobs, rows, strict=True):
             products, evaluation = (statistics.median(column) for column in zip(*row, strict=True))
             print(
-                f"| {job.name} | {job.product_operations / 1e6:.2f} | {job.edge_operations / 1e6:.2f} | "
+                f"| {job.name} | {job.product_operations / 1e6:.2f} | {job.atom_operations / 1e6:.2f} | "
+                f"{job.edge_operations / 1e6:.2f} | "
                 f"{1e6 * job.product_operations / rate:.1f} | {products:.1f} | {evaluation:.1f} |",
                 flush=True,
             )
@@ -91,8 +96,12 @@ class Job:
         ]
         self.product_operations = sum(2 * rows * k * n for rows, k, n in self._shapes)
         pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, potential.cutoff)
-        loops = [step for step in program.steps if isinstance(step, Loop) and step.over == "edges"]
-        per_edge = sum(step.channels * _operations_per_channel(program, step) for step in loops)
+        loops = [step for step in program.steps if isinstance(step, Loop)]
+        per_atom, per_edge = (
+            sum(step.channels * _operations_per_channel(program, step) for step in loops if step.over == over)
+            for over in ("nodes", "edges")
+        )
+        self.atom_operations = per_atom
         self.edge_operations = per_edge * len(pairs.centers) / len(atoms)
         channels = max(step.channels for step in loops)
         self._run_products = _products_alone(self._shapes, dtype, channels)
@@ -127,9 +136,11 @@ def _best(function: Callable[[], object], repetitions: int) -> float:
 
 
 def _operations_per_channel(program: Program, loop: Loop) -> int:
-    """Operations with vectors per edge, sums over edges among them."""
+    """Operations with vectors per turn of a loop, sums over edges among them."""
     nodes = [program.tape.nodes[index] for index in program.tape.needed(loop.values)]
     made = sum(_OPERATIONS.get(node.operation, 0) for node in nodes if node.is_vector)
+    if loop.over == "nodes":
+        return made
     return made + sum(program.tape.nodes[store.value].is_vector and store.leaf.at != "edge" for store in loop.stores)
 
 

@@ -1,10 +1,16 @@
-"""Training frames per second on acetylacetone, ours and with ``mace_run_train``, in alternation; a Markdown table.
+"""Speed of training on acetylacetone, five frames per step and float32; prints Markdown tables.
 
+    OMP_NUM_THREADS=1 python benchmarks/training_speed.py 64x0e+64x1o:2:l_max_attributes=2
     OMP_NUM_THREADS=1 python benchmarks/training_speed.py --mace .venv-mace/bin/mace_run_train
 
-Ours is the network of `acac-pbe-fast.yaml`, MACE has 64x0e+64x1o, a cutoff of 5 Å and otherwise its defaults; both have
-five frames per step and float32. In each round both run two epochs. Of ours the second counts, with validation and
-checkpoint, of MACE the median time of a step after the first ten.
+The first command takes networks as `short_runs.py` does. It prints the CPU time of loss and gradient of one step,
+without the optimizer, in compiled C++ and in plain torch; medians over the rounds, in each of which all are taken in
+turn.
+
+The second command compares frames per second with ``mace_run_train``, in alternation. Ours is the network of
+`acac-pbe-fast.yaml`, MACE has 64x0e+64x1o, a cutoff of 5 Å and otherwise its defaults. In each round both run two
+epochs. Of ours the second counts, with validation and checkpoint, of MACE the median time of a step after the first
+ten.
 """
 
 from __future__ import annotations
@@ -14,37 +20,94 @@ import json
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import ase.io
+import torch
 from ase import Atoms
+from short_runs import network_keys
 
 from ase_segnn import Potential, PotentialConfig
+from ase_segnn.engines.learning import LearningPotential
+from ase_segnn.model.config import NetworkConfig
 from ase_segnn.training import load_recipe
 from ase_segnn.training.data import TrainingData
+from ase_segnn.training.data.batches import LabeledGraph
 from ase_segnn.training.data.frames import Frame, read_frames
 from ase_segnn.training.data.sources import locate
 from ase_segnn.training.fit import fit
 from ase_segnn.training.fit.potential_module import PotentialModule
+from ase_segnn.training.fit.step import PotentialLoss, gradients
 from ase_segnn.training.run import settled
 
 RECIPE = load_recipe(Path(__file__).parents[1] / "potentials" / "acac-pbe-fast.yaml")
 FRAMES = locate("acac/train_300K.xyz")
 ATOMS = locate("acac/isolated_atoms.xyz")
 BATCH_SIZE, N_FRAMES, SKIPPED = 5, 450, 10
+COEFFICIENTS = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)  # of energies, forces and stresses
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mace", required=True, help="path of mace_run_train")
+    parser.add_argument("networks", nargs="*", metavar="IRREPS:LAYERS[:KEY=VALUE...]")
+    parser.add_argument("--mace", help="path of mace_run_train")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
+    if not arguments.networks and arguments.mace is None:
+        parser.error("name networks, or mace_run_train with --mace")
+    if arguments.networks:
+        time_steps(arguments.networks, arguments.rounds)
+    if arguments.mace is None:
+        return
     print("| round | ours, frames/s | MACE, frames/s | ratio |\n|---|---|---|---|", flush=True)
     for index in range(arguments.rounds):
         ours, mace = our_rate(), BATCH_SIZE / mace_step(arguments.mace)
         print(f"| {index + 1} | {ours:.1f} | {mace:.1f} | {ours / mace:.2f} |", flush=True)
+
+
+def time_steps(networks: list[str], rounds: int) -> None:
+    """Print the CPU time of a step of each network."""
+    print("| network | weights | compiled C++, ms | plain torch, ms |\n|---|---|---|---|", flush=True)
+    steps = [Step(network) for network in networks]
+    times = [
+        [(step.milliseconds(compiled=True), step.milliseconds(compiled=False)) for step in steps] for _ in range(rounds)
+    ]
+    for step, row in zip(steps, zip(*times, strict=True), strict=True):
+        compiled, plain = (statistics.median(column) for column in zip(*row, strict=True))
+        print(f"| {step.name} | {step.n_weights:,} | {compiled:.1f} | {plain:.1f} |", flush=True)
+
+
+class Step:
+    """Loss and gradient of one batch."""
+
+    def __init__(self, name: str) -> None:
+        self.name, keys = name, NetworkConfig(**network_keys(name))
+        data = TrainingData.read(RECIPE.data, keys.cutoff, RECIPE.seed)
+        training = data.training
+        config = PotentialConfig(
+            elements=tuple(data.reference_energies),
+            reference_energies=data.reference_energies,
+            average_neighbors=training.average_neighbors(),
+            network=keys,
+        )
+        self._batch = LabeledGraph.batch([training[int(index)] for index in training.indices[:BATCH_SIZE]])
+        potential = Potential(config)
+        potential.calibrate(self._batch.graph)
+        self.n_weights = sum(weight.numel() for weight in potential.parameters())
+        self._loss, self._learning = PotentialLoss(potential), LearningPotential(potential)
+
+    def milliseconds(self, *, compiled: bool, repetitions: int = 10) -> float:
+        """CPU time of all threads, the smallest of some."""
+        self._loss.learning = self._learning if compiled else None
+        times = []
+        for _ in range(repetitions):
+            before = time.process_time()
+            gradients(self._loss, self._batch, COEFFICIENTS)
+            times.append(time.process_time() - before)
+        return 1e3 * min(times)
 
 
 def our_rate() -> float:

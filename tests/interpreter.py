@@ -6,15 +6,16 @@ early; what neighbors add to is zero before a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ase_segnn.codegen.arrays import Array, At, Leaf
+from ase_segnn.codegen.derivative import Outer
 from ase_segnn.codegen.expressions import Tape
-from ase_segnn.codegen.program import Loop, Product, Step, Total
+from ase_segnn.codegen.program import Loop, Product, Step, Store, Total
 from ase_segnn.codegen.spline import BASIS
 
 Numbers = NDArray[np.float64]
@@ -75,17 +76,35 @@ def evaluate(
 
 def spline(coefficients: Numbers, distances: Numbers, length: float, *, slope: bool = False) -> Numbers:
     """Return splines (n, functions), or their slopes, by the formula in `ase_segnn.codegen.spline`."""
-    n_intervals = len(coefficients) - 5
+    first, pieces = _pieces(len(coefficients) - 5, distances, length, slope=slope)
+    return np.einsum("nm,nmf->nf", pieces, coefficients[first[:, None] + np.arange(6)])
+
+
+def spread(numbers: Numbers, gradients: Numbers, distances: Numbers, length: float, *, slope: bool = False) -> None:
+    """Add numbers (n, functions) times the derivatives of `spline` by the coefficients to gradients of the latter."""
+    first, pieces = _pieces(len(gradients) - 5, distances, length, slope=slope)
+    np.add.at(gradients, first[:, None] + np.arange(6), pieces[:, :, None] * numbers[:, None, :])
+
+
+def _pieces(n_intervals: int, distances: Numbers, length: float, *, slope: bool) -> tuple[Indices, Numbers]:
+    """Return the first coefficient that matters at each distance, and factors (n, 6) of this and the next five."""
     position = distances * n_intervals / length
     k = np.minimum(position.astype(np.int64), n_intervals - 1)
     powers = np.arange(6)
     u = (position - k)[:, None]
     slopes = powers * u ** np.maximum(powers - 1, 0) * n_intervals / length
     monomials = slopes if slope else u**powers
-    return np.einsum("nm,nmf->nf", monomials @ np.array(BASIS).T, coefficients[k[:, None] + powers])
+    return k, monomials @ np.array(BASIS).T
 
 
-def run(tape: Tape, steps: Sequence[Step], system: System, weights: Mapping[str, Numbers], memory: Memory) -> Memory:
+def run(
+    tape: Tape,
+    steps: Sequence[Step],
+    system: System,
+    weights: Mapping[str, Numbers],
+    memory: Memory,
+    cleared: Iterable[Array] = (),
+) -> Memory:
     """Run steps.
 
     Parameters
@@ -94,14 +113,18 @@ def run(tape: Tape, steps: Sequence[Step], system: System, weights: Mapping[str,
     system : atoms and edges
     weights : name -> what does not change
     memory : what is given; all other arrays are added
+    cleared : arrays that are zero before, besides those to which a neighbor adds and gradients of tables
     """
     sizes = {"node": len(system.species), "edge": len(system.centers)}
-    scattered = {array for step in steps for array, at in step.writes if at == "neighbor"}
+    zero = {array for step in steps for array, at in step.writes if at == "neighbor"} | set(cleared)
     for array in dict.fromkeys(array for step in steps for array, _ in [*step.reads, *step.writes]):
         if array.rows in sizes and array not in memory:
-            memory[array] = np.full((sizes[array.rows], array.stride), 0.0 if array in scattered else np.nan)
-        elif array.rows not in sizes:
+            memory[array] = np.full((sizes[array.rows], array.stride), 0.0 if array in zero else np.nan)
+        elif array.identifier in weights:
             memory[array] = np.asarray(weights[array.identifier], np.float64).reshape(-1, array.stride)
+    for array in {array for step in steps for array, _ in step.writes if array.rows not in sizes}:
+        table = array._replace(name=array.name.removeprefix("g_"))
+        memory[array] = np.zeros((weights[table.identifier].size // array.stride, array.stride))
     for step in steps:
         if isinstance(step, Product):
             source = memory[step.source].reshape(-1, step.source.width)
@@ -110,6 +133,13 @@ def run(tape: Tape, steps: Sequence[Step], system: System, weights: Mapping[str,
         elif isinstance(step, Loop):
             _run_loop(tape, step, system, memory)
     return memory
+
+
+def outer_products(outers: Iterable[Outer], memory: Memory) -> Iterator[tuple[str, Numbers]]:
+    """Return what is added to the gradients of matrices, with their names."""
+    for source, target, name in outers:
+        x, y = (memory[array].reshape(-1, array.width) for array in (source, target))
+        yield name, x.T @ y
 
 
 def totals(steps: Sequence[Step], memory: Memory) -> dict[str, Numbers]:
@@ -131,11 +161,24 @@ def _run_loop(tape: Tape, loop: Loop, system: System, memory: Memory) -> None:
             memory[store.leaf.array][...] = 0
     for store, value in zip(loop.stores, found, strict=True):
         leaf = store.leaf
+        if store.spline is not None:
+            _spread(tape, loop, store, value, system, memory)
+            continue
         is_summed = not leaf.array.channels and tape.nodes[store.value].is_vector
         place = _rows(leaf.array, leaf.at, loop, turns, system), _columns(leaf)
         if not store.adds and not (is_along_edges and leaf.at != "edge"):
             memory[leaf.array][place] = 0
         np.add.at(memory[leaf.array], place, value.sum(1, keepdims=True) if is_summed else value)
+
+
+def _spread(tape: Tape, loop: Loop, store: Store, value: Numbers, system: System, memory: Memory) -> None:
+    """Add to the gradients of coefficients."""
+    assert store.spline is not None
+    node, turns = tape.nodes[store.spline], np.arange(len(system.centers))
+    [distances] = _values(tape, loop, node.operands, turns, system, memory)
+    numbers = np.broadcast_to(value, (len(turns), store.leaf.array.channels))
+    gradients = memory[store.leaf.array][:, _columns(store.leaf)]
+    spread(numbers, gradients, distances[:, 0], system.length, slope=node.operation == "slope")
 
 
 def _values(

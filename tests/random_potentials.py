@@ -24,7 +24,8 @@ def _config(irreps: str, l_max: int, *, zbl: bool) -> PotentialConfig:
 
 
 def _with(config: PotentialConfig, **network: Any) -> PotentialConfig:
-    return config.model_copy(update={"network": config.network.model_copy(update=network)})
+    """Return the config with another network, checked anew."""
+    return config.model_copy(update={"network": NetworkConfig(**{**config.network.model_dump(), **network})})
 
 
 # "mixed parity" has features of every parity; "with ZBL" has the natural ones only, as potentials usually do; and

@@ -403,6 +403,18 @@ def test_wrong_arguments_are_refused(potential: Potential, arguments: dict[str, 
         SEGNNCalculator(potential, **arguments)
 
 
+def test_unknown_elements_tell_the_shipped_potentials_that_would_fit() -> None:
+    crystal = Atoms("Si2", [[0, 0, 0], [0, 0, 2.4]])
+    with pytest.raises(ValueError, match="this structure also has Si; shipped with Si: 'si-pbe', see 'ase-segnn info'"):
+        list(SEGNNCalculator("acac-pbe").evaluate_many([crystal]))
+    molecule = ethanol()
+    with pytest.raises(ValueError, match="also has H, C, O; shipped with C, H, O: 'acac-pbe', 'acac-pbe-fast', see"):
+        molecule.calc = SEGNNCalculator("si-pbe")
+    crystal.symbols[0] = "O"
+    with pytest.raises(ValueError, match="also has O; no shipped potential has O, Si together; 'ase-segnn train'"):
+        crystal.calc = SEGNNCalculator("si-pbe")
+
+
 def test_settings_cannot_be_changed_afterwards(calculator: SEGNNCalculator) -> None:
     with pytest.raises(ValueError, match="cannot be changed, got skin; make a new one"):
         calculator.set(skin=2.0)
@@ -416,7 +428,7 @@ def test_unknown_elements_are_refused_before_any_work(potential: Potential, tmp_
     strange = Atoms("XeHXRn", np.arange(12.0).reshape(4, 3))
     message = (
         f"potential '.*p.safetensors' knows {', '.join(ELEMENTS)} only, this structure also has X, Xe, Rn; "
-        "'ase-segnn info' lists the shipped potentials"
+        "no shipped potential has H, Rn, X, Xe together; 'ase-segnn train' makes one from labeled frames, 'ase-segnn "
     )
     with pytest.raises(ValueError, match=message):
         strange.calc = calculator

@@ -119,8 +119,10 @@ def test_errors_are_one_line_and_leave_nothing_behind(folder: Path, arguments: l
 # ---- info
 
 
-def test_info_lists_and_describes() -> None:
-    assert "cutoff" in run("info")
+def test_info_lists_and_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for expected in ("level of theory", "acac-pbe-fast", "H, C, O", "errors (RMSE)", "cost", "72 µs per atom and step"):
+        assert expected in run("info")
     text = run("info", "pot.safetensors")
     for expected in ("H, C, O, Si, Cu", "4.5 Å", "ZBL", "seed:", "3", "some test", "1.25 meV, 7.50 meV/Å"):
         assert expected in text
@@ -430,6 +432,38 @@ def test_train_needs_no_recipe(folder: Path) -> None:
     )
     assert "--set takes KEY=VALUE" in run("train", "--data", "frames.xyz", "--set", "seed", code=2)
     assert "'name' has no keys in it" in run("train", "--data", "frames.xyz", "--set", "name.x=1", code=2)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_train_learns_cheap_labels_first(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(12):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(0, 0.05, (3, 3))
+        frames.append(label(atoms))
+    ase.io.write("frames.xyz", frames)
+    Path("cheap.py").write_text("from ase.calculators.emt import EMT\n\ndef make():\n    return EMT()\n")
+    small = (
+        "--set",
+        "network={irreps_hidden: 4x0e+2x1o, l_max_attributes: 1, n_layers: 1}",
+        "--set",
+        "optimization.epochs=2",
+    )
+    run("train", "--data", "frames.xyz", "--pretrain", "cheap.py:make", "--set", "pretrain.frames=20", *small)
+    assert len(ase.io.read("frames/pretraining/labels.xyz", ":")) == 20
+    assert "- Pretrained on: 20 frames" in (folder / "frames" / "frames.md").read_text()
+    pretrain = load_recipe(folder / "frames" / "recipe.yaml").pretrain
+    assert pretrain is not None
+    assert (pretrain.reference, pretrain.frames, pretrain.share) == ("cheap.py:make", 20, 0.75)
+    assert "no file 'none.py'" in run(
+        "train", "frames/recipe.yaml", "--pretrain", "none.py:make", "--output", "other", code=2
+    )
+    run("train", "--data", "frames.xyz", "--output", "without", *small)
+    kept = folder / "without" / "recipe.yaml"
+    assert load_recipe(kept).pretrain is None
+    assert "got 'gfn3'" in run("train", str(kept), "--pretrain", "gfn3", "--output", "other", code=2)
+    assert not (folder / "other").exists()
 
 
 # ---- cache

@@ -188,6 +188,15 @@ def test_files_of_format_1_still_load() -> None:
     np.testing.assert_allclose(water.get_forces(), forces, atol=1e-9)
 
 
+def test_keys_that_came_later_may_be_missing(path: Path, potential: Potential) -> None:
+    """Files from before products of messages have no keys for them."""
+    config = read_header(path).config.model_dump(mode="json")
+    for key in ("correlation", "l_max_messages", "l_max_hidden"):
+        del config["network"][key]
+    rewrite(path, {"config": config})
+    assert same(load_potential(path), potential)
+
+
 def test_the_header_says_where_the_potential_comes_from(path: Path, potential: Potential) -> None:
     header = read_header(path)
     assert header.provenance == PROVENANCE
@@ -303,7 +312,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     [
         (
             {"format_version": 7, "unheard_of": 1},
-            r"newer ase-segnn \(format 7, this one reads up to 3\); upgrade with pip install -U ase-segnn",
+            r"newer ase-segnn \(format 7, this one reads up to 4\); upgrade with pip install -U ase-segnn",
         ),
         ({"format_version": "1"}, "its format version is '1'"),
         ({"format_version": 0}, "its format version is 0"),
@@ -348,10 +357,11 @@ def test_checksums_protect_what_still_looks_right(path: Path) -> None:
         load_potential(path)
 
 
+@pytest.mark.parametrize("correlation", [1, 3])
 @pytest.mark.parametrize("channels", [20_000, 10**9])
-def test_a_config_of_a_huge_network_takes_no_memory(path: Path, channels: int) -> None:
+def test_a_config_of_a_huge_network_takes_no_memory(path: Path, channels: int, correlation: int) -> None:
     config = read_header(path).config.model_dump(mode="json")
-    config["network"]["irreps_hidden"] = f"{channels}x0e"
+    config["network"] |= {"irreps_hidden": f"{channels}x0e", "correlation": correlation}
     rewrite(path, {"config": config})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PotentialFileError, match=r"its config needs F32|do not fit its config|does not build"):

@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.evaluation import evaluate
 from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.physics.dynamics import constant_energy_run, langevin_run, timestep_for
 from ase_segnn.training.data.frames import Frame
 from ase_segnn.training.report import evaluate_sets, write_report
 from ase_segnn.training.report.checks import (
@@ -35,7 +36,6 @@ from ase_segnn.training.report.checks import (
     volume_curve,
 )
 from ase_segnn.training.report.predictions import Predictions, predict_frames
-from ase_segnn.training.report.stability import constant_energy_run, langevin_run, timestep_for
 
 SECTIONS = (
     "Summary",
@@ -175,6 +175,25 @@ def test_worst_frames_are_those_with_a_wrong_label() -> None:
     assert worst[1].error < 1e-9
     assert predictions.worst_frames("energy_per_atom")[0].source == frames[4].source
     assert predictions.worst_frames("energy_per_atom")[0].error == pytest.approx(1000.0)
+
+
+def test_energies_of_another_level_of_theory_are_compared_but_for_a_constant_per_element() -> None:
+    frames = labeled_frames()
+    calculator = LennardJones(sigma=2.3, epsilon=0.12, rc=6.0)
+    own = predict_frames(calculator, frames).with_fitted_elements()
+    shifted = []
+    for frame in frames:
+        assert frame.energy is not None
+        n_silicon = frame.atoms.get_chemical_symbols().count("Si")
+        shifted.append(replace(frame, energy=frame.energy + 700.0 * n_silicon - 90.0 * (4 - n_silicon)))
+    other = predict_frames(calculator, shifted)
+    assert other.errors()["energy_per_atom_RMSE_meV"] > 1e5
+    fitted = other.with_fitted_elements()
+    for name, value in own.errors().items():
+        assert fitted.errors()[name] == pytest.approx(value, rel=1e-6, abs=1e-6)
+    assert own.errors()["energy_RMSE_meV"] > 1.0
+    mean = (own.difference("energy") / own.n_atoms).mean()
+    assert abs(mean) < 1e-9  # of equally many atoms, so that the fit leaves none
 
 
 def test_labels_of_weight_zero_are_no_errors() -> None:

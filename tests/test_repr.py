@@ -19,6 +19,8 @@ def test_repr_of_potentials(committee: Committee) -> None:
     shape = "H C O Si Cu, cutoff 4.5 Å, 2 layers, 8x0e+4x1o, attributes up to l = 1, ZBL"
     assert repr(committee.members[0]) == f"Potential({shape}, float32, cpu)"
     assert str(committee.double()) == f"Committee(2 x Potential({shape}, float64, cpu))"
+    shape = "H C O Si Cu, cutoff 4.5 Å, 2 layers, 8x0e+8x1o+8x2e, attributes up to l = 2, products up to order 3"
+    assert repr(random_potential(CONFIGS["products"])) == f"Potential({shape}, float32, cpu)"
 
 
 def test_repr_of_a_potential_for_many_elements() -> None:

@@ -19,7 +19,7 @@ from ase.optimize import BFGS
 from ase_segnn import SEGNNCalculator
 from ase_segnn.labels import LABELS
 from ase_segnn.potential_file import read_header
-from ase_segnn.potentials import path_of, shipped_potentials
+from ase_segnn.potentials import path_of, shipped_potentials, stated_cost
 from ase_segnn.training import Recipe, load_recipe
 from ase_segnn.training.data.frames import read_frames
 from ase_segnn.training.data.sources import locate_all
@@ -74,6 +74,7 @@ def test_card_and_recipe_belong_to_the_potential(name: str) -> None:
         row = f"| {data} | **{name}** | {errors['energy_RMSE_meV']:.2f} | {errors['forces_RMSE_meV_per_A']:.2f} |"
         assert row in card
     assert recipe.card.level_of_theory in card
+    assert re.fullmatch(r"\d+ µs per atom and step, in dynamics of .*", stated_cost(path))
     assert path.stat().st_size < 5e6
 
 

@@ -15,6 +15,7 @@ from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, tiny
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.model.steerable import SteerableLinear
 from ase_segnn.training.data.batches import BatchLimits, LabeledGraph, divide, padded_batch
+from ase_segnn.training.fit import optimizers as optimizers_module
 from ase_segnn.training.fit.optimizers import Muon, make_optimizers
 from ase_segnn.training.fit.step import CompiledStep, PotentialLoss, gradients
 from ase_segnn.training.recipe import OptimizationSection
@@ -68,8 +69,7 @@ def test_edges_of_five_molecules_are_five_molecules_per_step() -> None:
     """`acac-pbe` was trained on five frames per step; its frames have 174 to 192 edges."""
     n_edges = np.random.default_rng(0).integers(174, 193, 450)
     n_atoms = np.full(450, 15)
-    edges = OptimizationSection().batch_edges
-    limits = BatchLimits.of(n_atoms, n_edges, edges)
+    limits = BatchLimits.of(n_atoms, n_edges, 1000)
     assert limits == BatchLimits(structures=5, atoms=5 * 15, edges=5 * 192)
     assert {len(batch) for batch in divide(range(450), n_atoms, n_edges, limits)} == {5}
 
@@ -237,6 +237,33 @@ def test_a_step_of_muon_has_the_size_that_is_promised() -> None:
     for w, old, (n_in, n_out) in zip(matrices, before, shapes, strict=True):
         singular_values = torch.linalg.svdvals(w.detach() - old) / (0.1 * (n_out / n_in) ** 0.5)
         assert ((singular_values > 0.5) & (singular_values < 1.3)).all()  # Muon makes them 1 only roughly
+
+
+def orthogonal_factor(matrix: torch.Tensor) -> torch.Tensor:
+    """Iterate X <- a X + (b G + c G²) X with G = X X^T on the whole matrix, as Muon is defined."""
+    a, b, c = optimizers_module._COEFFICIENTS
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def test_directions_of_muon_are_those_of_the_plain_iteration() -> None:
+    """The iteration in the smaller side gives the same for tall, wide and square matrices, in any order."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(12, 5), (5, 12), (8, 8), (64, 3), (3, 7), (1, 5), (5, 1), (8, 20), (12, 5), (20, 8)]
+    matrices = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    matrices.append(matrices[0][:, :1] @ matrices[1][:1])  # of rank 1
+    matrices.append(torch.diag(torch.logspace(0, -6, 6, dtype=torch.float64)))  # badly conditioned
+    found = optimizers_module._orthogonal_factors(matrices)
+    for matrix, factor in zip(matrices, found, strict=True):
+        expected = orthogonal_factor(matrix)
+        assert factor.shape == matrix.shape
+        assert expected.norm() > 0.5
+        torch.testing.assert_close(factor, expected, rtol=0, atol=1e-12)
+    [zero] = optimizers_module._orthogonal_factors([torch.zeros(3, 4)])
+    assert torch.equal(zero, torch.zeros(3, 4))
 
 
 def test_muon_steps_like_that_of_torch() -> None:

@@ -38,7 +38,7 @@ from ase_segnn.training.recipe import Recipe, make_recipe
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
-WITH_KERNELS: dict[str, Any] = {"network": {"irreps_hidden": "8x0e+8x1o"}, "compile": "auto"}
+COMPILED: dict[str, Any] = {"network": {"irreps_hidden": "8x0e+8x1o"}, "compile": "auto"}
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_plateau_and_early_stopping(tmp_path: Path, frames_file: Path) -> None:
 # ---- interruptions
 
 
-@pytest.mark.parametrize("changes", [{}, pytest.param(WITH_KERNELS, marks=needs_compiler)], ids=["plain", "C++"])
+@pytest.mark.parametrize("changes", [{}, pytest.param(COMPILED, marks=needs_compiler)], ids=["plain", "C++"])
 def test_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, frames_file: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,13 +240,12 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 
 @needs_compiler
-def test_compiled_messages_train_alike(tmp_path: Path, frames_file: Path) -> None:
+def test_compiled_networks_train_alike(tmp_path: Path, frames_file: Path) -> None:
     curves = {}
     for compile_it in (False, "auto"):
-        recipe = recipe_for(frames_file, **{**WITH_KERNELS, "compile": compile_it})
+        recipe = recipe_for(frames_file, **{**COMPILED, "compile": compile_it})
         result = run_recipe(recipe, tmp_path / str(compile_it))
         assert isinstance(result.potential, Potential)
-        assert all(layer.message.instead is None for layer in result.potential.network.rounds)
         curves[compile_it] = [float(row["loss"]) for row in curve_of(tmp_path / str(compile_it))]
     assert curves["auto"] != curves[False]
     assert curves["auto"] == pytest.approx(curves[False], rel=1e-3)
@@ -256,9 +255,9 @@ def test_training_goes_on_without_a_compiler(
     tmp_path: Path, frames_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    recipe = recipe_for(frames_file, **WITH_KERNELS, optimization={"epochs": 1})
+    recipe = recipe_for(frames_file, **COMPILED, optimization={"epochs": 1})
     run_recipe(recipe, tmp_path / "run")
-    assert "training without compiled C++, which takes about twice as long" in caplog.text
+    assert "training without compiled C++, which takes several times as long" in caplog.text
     with pytest.raises(NoCompilerError, match="CXX names 'no-such-compiler', which is not there"):
         run_recipe(recipe.model_copy(update={"compile": True}), tmp_path / "other")
 
@@ -412,7 +411,7 @@ def test_bad_data_leave_no_folder(tmp_path: Path, frames_file: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, pytest.param(WITH_KERNELS, marks=needs_compiler)], ids=["plain", "C++"])
+@pytest.mark.parametrize("changes", [{}, pytest.param(COMPILED, marks=needs_compiler)], ids=["plain", "C++"])
 def test_two_processes_equal_one_with_the_doubled_batch(
     tmp_path: Path, frames_file: Path, changes: dict[str, Any]
 ) -> None:
@@ -473,6 +472,7 @@ def test_fine_tuning_starts_from_the_base_and_tells_what_it_forgot(tmp_path: Pat
     assert own["forces_RMSE_meV_per_A"] < 0.75 * from_scratch["forces_RMSE_meV_per_A"]
     assert own["energy_per_atom_RMSE_meV"] < 100
     before, after = base.errors["all"], tuned.errors["all of tiny"]
+    assert after["energy_per_atom_RMSE_meV"] < 100  # though zeros of energy differ by 3 eV per atom
     sentence = f"{before['forces_RMSE_meV_per_A']:.2f} meV/Å became {after['forces_RMSE_meV_per_A']:.2f}"
     assert sentence in tuned.card_path.read_text()
     name = "network.embedding.weights.0"

@@ -16,6 +16,7 @@ from ase_segnn.model.potential import Potential
 from .base import Base
 from .data import LABEL_OPTIONS, Frame, FrameStore, TrainingData, tell_labels
 from .folder import RunFiles
+from .pretraining import Pretraining
 from .recipe import Recipe, make_recipe
 from .run import fit_on, run_on, settled
 
@@ -106,7 +107,9 @@ def train(
         if output is not None:
             return run_on(read, recipe, files, base, overwrite=overwrite).potential
         files.folder.mkdir()
-        return fit_on(read, settled(recipe, read), files, base)[0]
+        recipe = settled(recipe, read)
+        pretraining = None if recipe.pretrain is None else Pretraining(recipe, read)
+        return fit_on(read, recipe, files, base, pretraining)[0]
 
 
 def _named(use: str, frames: Sequence[Atoms]) -> Iterator[tuple[str, Atoms]]:

@@ -57,21 +57,7 @@ class Base:
 
     def start(self, frozen: Sequence[str], data: TrainingData) -> Potential:
         """Return a copy to be trained, with the elements of the training frames and energies corrected for them."""
-        elements = data.training.elements()
-        given = data.origin_of_references != "least squares"
-        energies = {s: data.reference_energies[s] for s in elements if given or s not in self.potential.elements}
-        potential = start_from(self.potential, elements, energies, repulsion_ends=data.training.repulsion_ends())
-        labels = data.training.energies()
-        labeled = np.isfinite(labels)
-        if labeled.any():
-            calculator = SEGNNCalculator(potential.requires_grad_(False))
-            structures = [frame.atoms for frame, use in zip(data.training.frames(), labeled, strict=True) if use]
-            predictions = [results["energy"] for results in calculator.evaluate_many(structures, ["energy"])]
-            counts = data.training.counts(potential.elements)[labeled]
-            potential = adapt_energies(
-                potential, counts, labels[labeled], np.array(predictions), keep_reference_energies=given
-            )
-        potential.requires_grad_(True)
+        potential = adapted(self.potential, data)
         if frozen:
             logger.info("%d weights of the base are frozen", freeze(potential, frozen))
         return potential
@@ -108,13 +94,40 @@ class Base:
         return found
 
     def compared(self, sets: Mapping[str, Subset], errors: Mapping[str, Mapping[str, float]]) -> list[str]:
-        """Return a sentence for each set: errors of the base, and after fine-tuning."""
+        """Return a sentence for each set: errors of the base, and after fine-tuning.
+
+        Both are errors of `Predictions.with_fitted_elements`: energies of base and new frames may have other zeros.
+        """
         if not sets:
             return [f"The data that the base '{self.name}' was made for are not at hand; what it forgot is unknown."]
         evaluated = evaluate_sets(SEGNNCalculator(self.potential), {name: s.frames() for name, s in sets.items()})
         sentences = []
         for name, predictions in evaluated.predictions.items():
-            before, after = (shown_errors(found, LABELS) for found in (predictions.errors(), errors[name]))
+            own = predictions.with_fitted_elements().errors()
+            before, after = (shown_errors(found, LABELS) for found in (own, errors[name]))
             parts = [f"{first} became {second}" for first, second in zip(before, after, strict=True)]
-            sentences.append(f"On {name}, RMSE of the base and after fine-tuning: {', '.join(parts)}.")
+            sentences.append(
+                f"On {name}, RMSE of the base and after fine-tuning, with a constant fitted to the energy of each "
+                f"element: {', '.join(parts)}."
+            )
         return sentences
+
+
+def adapted(potential: Potential, data: TrainingData) -> Potential:
+    """Return a trainable copy with the elements of the training frames and energies corrected for them.
+
+    Shifts are corrected if the reference energies are given, else the reference energies; see `adapt_energies`.
+    """
+    elements = data.training.elements()
+    given = data.origin_of_references != "least squares"
+    energies = {s: data.reference_energies[s] for s in elements if given or s not in potential.elements}
+    copy = start_from(potential, elements, energies, repulsion_ends=data.training.repulsion_ends())
+    labels = data.training.energies()
+    labeled = np.isfinite(labels)
+    if labeled.any():
+        calculator = SEGNNCalculator(copy.requires_grad_(False))
+        structures = [frame.atoms for frame, use in zip(data.training.frames(), labeled, strict=True) if use]
+        predictions = [results["energy"] for results in calculator.evaluate_many(structures, ["energy"])]
+        counts = data.training.counts(copy.elements)[labeled]
+        copy = adapt_energies(copy, counts, labels[labeled], np.array(predictions), keep_reference_energies=given)
+    return copy.requires_grad_(True)

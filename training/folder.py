@@ -20,6 +20,7 @@ from .fit import CHECKPOINT, CURVE
 from .recipe import RunSection
 from .yaml12 import dump_yaml
 
+PRETRAINING, LABELS_FILE, ORIGIN_FILE = "pretraining", "labels.xyz", "labels.json"  # folder, and the labels in it
 _FOLDERS = {"folder", "cache"}  # keys of recipes that name one of this machine
 _RECORDED = ("ase-segnn", "torch", "e3nn", "ase", "numpy", "lightning")
 
@@ -65,6 +66,11 @@ class RunFiles:
         return self.folder / "report.html"
 
     @property
+    def pretraining(self) -> Path:
+        """Folder with the labels of pretraining."""
+        return self.folder / PRETRAINING
+
+    @property
     def members(self) -> list[Path]:
         """Folders with checkpoint and learning curve of each fit."""
         if self.n_members == 1:
@@ -83,10 +89,10 @@ class RunFiles:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise FileExistsError(f"'{self.folder}' is a file, and no folder for a run; choose another output or name")
-        checkpoint = self.members[0] / CHECKPOINT
-        if resume and not checkpoint.is_file():
+        checkpoint, labels = self.members[0] / CHECKPOINT, self.pretraining / LABELS_FILE
+        if resume and not (checkpoint.is_file() or labels.is_file()):
             raise FileNotFoundError(f"no checkpoint '{checkpoint}' to resume from; leave out the option to start a run")
-        kept = [checkpoint, self.potential, self.card, *self.folder.glob(f"member-*/{CHECKPOINT}")]
+        kept = [checkpoint, labels, self.potential, self.card, *self.folder.glob(f"member-*/{CHECKPOINT}")]
         if not (resume or overwrite) and any(path.exists() for path in kept):
             raise FileExistsError(
                 f"'{self.folder}' holds a run already; resume it, overwrite it, or choose another folder"
@@ -99,6 +105,9 @@ class RunFiles:
         for folder in (self.folder, *self.folder.glob("member-*")):
             for name in (CHECKPOINT, CURVE):
                 (folder / name).unlink(missing_ok=True)
+                (folder / PRETRAINING / name).unlink(missing_ok=True)
+        for name in (LABELS_FILE, ORIGIN_FILE):
+            (self.pretraining / name).unlink(missing_ok=True)
 
     @contextmanager
     def reserved(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from ase_segnn.configuration import Configuration, checked
 from ase_segnn.labels import LABELS, LabelKeys
 from ase_segnn.model.config import NetworkConfig
+from ase_segnn.physics.systems import System
 
 from .yaml12 import load_yaml
 
@@ -112,7 +113,8 @@ class FitSection(Section):
 
     Parameters
     ----------
-    epochs : passes over the training frames; by default 300, or as many as `max_time` allows
+    epochs : passes over the training frames; by default as many as `max_time` allows, or without it 300 and for
+        potentials about 30,000 steps: at least 20, at most 600
     max_time : such as ``30m`` or ``2h``. Fit and learning rates end in time; evaluation and report come after the fit
     optimizer : "muon" for the matrices of weights, with AdamW for the rest; or "adamw" for everything
     muon_learning_rate : highest learning rate of Muon, see `ase_segnn.training.fit.optimizers`
@@ -153,7 +155,8 @@ class OptimizationSection(FitSection):
     Parameters
     ----------
     batch_edges : about the number of edges per step. Steps then cost alike, whatever the sizes of frames; 1 takes one
-        frame per step. An atom has as many edges as neighbors within the cutoff
+        frame per step. An atom has as many edges as neighbors within the cutoff. By default 1000, and fewer for small
+        data, so that an epoch has at least 25 steps: small steps learn most from small data
     loss : "mse", "l1" or "huber", see `ase_segnn.training.fit.step.PotentialLoss`
     huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
     energy_weight : of (ΔE)² / atoms, in Å⁻²; by default from 0.1 to 10, which means forces first
@@ -171,7 +174,7 @@ class OptimizationSection(FitSection):
         },
     }
 
-    batch_edges: PositiveInt = 1000  # small steps learn most from small data
+    batch_edges: PositiveInt | None = None
     loss: Literal["mse", "l1", "huber"] = "mse"
     huber_delta: PositiveFloat = 0.01
     energy_weight: Annotated[NonNegativeFloat | Pair, Field(description=_WEIGHT)] = (0.1, 10.0)
@@ -190,6 +193,35 @@ class OptimizationSection(FitSection):
         return weights
 
 
+class PretrainSection(Section):
+    """Frames around the training frames, labeled by a cheap reference, to learn before the training frames themselves.
+
+    The reference need not agree with the labels of the training frames: the energy of each element is fitted anew, and
+    the rest is learned. See `ase_segnn.training.pretraining`.
+
+    Parameters
+    ----------
+    reference : "gfn2" for GFN2-xTB, which needs the package tblite; or a function of a Python file that returns an ASE
+        calculator, such as ``my_file.py:make_calculator``
+    frames : the most frames to label. With `max_time` labels take at most half of the time of pretraining
+    temperature : K, of the dynamics that lead from the training frames to the frames to label
+    share : of the run, labels included, before the training frames are learned; by default 0.75 for up to 50 training
+        frames, and 5.3 / √n for n
+    rates_after : factor of the highest learning rates when the training frames are learned. With 1 the network forgets
+        more than it gains, and overfits a few frames, see benchmarks/README.md
+    charge : e, of each frame, for gfn2; by default 0
+    multiplicity : 2S + 1, of each frame, for gfn2; by default the lowest
+    """
+
+    reference: str
+    frames: Annotated[Count, Field(ge=10)] = 1500
+    temperature: PositiveFloat = 600.0
+    share: Fraction | None = None
+    rates_after: PositiveFloat = 0.3
+    charge: int | None = None
+    multiplicity: PositiveInt | None = None
+
+
 class CardSection(Section):
     """Facts for the model card that no program can know.
 
@@ -202,6 +234,8 @@ class CardSection(Section):
     license : of the potential
     limits : what the potential is not good for
     published : data set -> method -> published error, shown beside this potential's
+    physics : systems whose physics is computed at the end, see `ase_segnn.physics.systems.System`. Structures and
+        frames are found like data files, and labels have the names given in `data`
     """
 
     description: str = ""
@@ -211,6 +245,7 @@ class CardSection(Section):
     license: str = "MIT"
     limits: list[str] = []
     published: dict[str, dict[str, str]] = {}
+    physics: list[System] = []
 
 
 class RunSection(Section):
@@ -223,9 +258,9 @@ class RunSection(Section):
     seed : of split, initial weights and order of frames
     device : "auto" takes a GPU if there is one
     processes : number of processes that share each step, one per GPU or all on a CPU; a step then has as many batches
-    compile : on a CPU true takes compiled C++ for the messages, which halves the time of a step. A network without C++
-        has torch compile the step, which takes minutes. "auto": the same, but torch compiles in long runs only, and a
-        missing compiler is a warning. false: plain torch
+    compile : on a CPU true takes compiled C++ for predictions and gradients, several times as fast as plain torch. A
+        network without C++ has torch compile the step, which takes minutes. "auto": the same, but torch compiles in
+        long runs only, and a missing compiler is a warning. false: plain torch
     validate_every : epochs between validations
     logger : "tensorboard" or "wandb" to see the run there as well; that package must be installed
     """
@@ -246,6 +281,7 @@ class Recipe(RunSection):
     Parameters
     ----------
     data, network, card : see the classes
+    pretrain : what to learn first, see the class; null for nothing
     base : shipped potential or potential file to start from; its network takes the place of `network` and `zbl`
     frozen : parts of the base that stay as they are, such as ``embedding`` or ``layers.0``
     zbl : add the repulsion of nuclei at short range, `ase_segnn.model.zbl`. For each pair of elements the repulsion
@@ -256,6 +292,7 @@ class Recipe(RunSection):
 
     data: DataSection
     network: NetworkConfig = NetworkConfig()
+    pretrain: PretrainSection | None = None
     base: str | None = None
     frozen: list[str] = []
     zbl: bool = True
@@ -270,6 +307,8 @@ class Recipe(RunSection):
             raise ValueError("frozen names parts of a base, and there is no base")
         if self.base is not None and self.network != NetworkConfig():
             raise ValueError("a base brings its own network; leave out either of them")
+        if self.base is not None and self.pretrain is not None:
+            raise ValueError("a base has learned already; leave out base or pretrain")
         if self.base is not None and self.committee > 1 and not self.bootstrap:
             raise ValueError(
                 "members that start from one base and see the same frames hardly differ; set bootstrap: true"
@@ -337,7 +376,9 @@ def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
     """
     *sections, last = key.split(".")
     for section in sections:
-        raw = raw.setdefault(section, {})
+        if raw.get(section) is None:
+            raw[section] = {}
+        raw = raw[section]
         if not isinstance(raw, dict):
             raise ValueError(f"'{key}' is no key of a recipe: '{section}' has no keys in it")  # noqa: TRY004  # of users
     raw[last] = value

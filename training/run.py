@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,27 @@ from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
+from ase_segnn.physics.verdicts import Verdict
 from ase_segnn.potential_file import save_potential
 from ase_segnn.quantities import LABELS, shown_errors
 
 from .audit import Auditor, one_line
 from .base import Base
-from .data import TrainingData, least_squares_energies
+from .data import Subset, TrainingData
 from .data.batches import LabeledGraph
 from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
 from .folder import RunFiles, now, provenance_of, without_places
+from .pretraining import Pretraining, with_share
 from .recipe import Recipe
-from .report import Verdict, evaluate_sets, write_report
+from .report import evaluate_sets, write_report
 from .report.card import write_card
+from .report.physics import load_systems, measured_cost, study_systems
 
 logger = logging.getLogger(__name__)
 
 _CALIBRATED = 16  # frames from which the scale of products is taken
+_BATCH_EDGES, _FEWEST_STEPS = 1000, 25  # edges per step, and steps per epoch of small data
+_STEPS, _EPOCHS = 30_000, (20, 600)  # of a run without a limit
 _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
 
 
@@ -79,6 +85,7 @@ def run_recipe(
     - ``audit.md``: contents of the data, and what seems wrong with them;
     - ``recipe.yaml``: the recipe with everything settled;
     - ``metrics.csv``: loss and validation errors by epoch, for a committee in the folder of each member;
+    - ``pretraining/``, if the recipe has a section `pretrain`: labels of the reference, and the fit of these
     - ``last.ckpt``, beside each ``metrics.csv``: the checkpoint to resume an interrupted run from.
 
     Parameters
@@ -95,7 +102,7 @@ def run_recipe(
     FileNotFoundError
         If a data file, or with `resume` the checkpoint, is missing.
     ValueError
-        If the data cannot be learned from.
+        If the data cannot be learned from, or the reference of `pretrain` cannot compute the training frames.
     """
     files = RunFiles(output or Path(recipe.name), recipe.name, recipe.committee)
     files.check(resume=resume, overwrite=overwrite)
@@ -117,49 +124,73 @@ def run_on(
 ) -> TrainingResult:
     """Train as `run_recipe`, on data in memory."""
     recipe = settled(recipe, data)
+    systems = load_systems(recipe, data.training.elements())
+    pretraining = None if recipe.pretrain is None else Pretraining(recipe, data)
     with files.reserved():
         files.check(resume=resume, overwrite=overwrite)
         if overwrite and not resume:
             files.forget()
         provenance = provenance_of(recipe, data.checksums)  # of the code as it is now
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
-        potential, results, findings = fit_on(data, recipe, files, base, resume=resume)
-        provenance = provenance.model_copy(update={"created": now()})
+        potential, results, notes = fit_on(data, recipe, files, base, pretraining, resume=resume)
+        checksums = provenance.data | ({} if pretraining is None else pretraining.checksums)
+        provenance = provenance.model_copy(update={"created": now(), "data": checksums})
         # before evaluation and report, which may fail
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
         calculator = SEGNNCalculator(potential)
         sets = {**data.sets, **old}
         evaluated = evaluate_sets(calculator, {name: subset.frames() for name, subset in sets.items()})
+        for name in old:  # which may be of another level of theory
+            evaluated.predictions[name] = evaluated.predictions[name].with_fitted_elements()
         errors = {name: found.errors() for name, found in evaluated.predictions.items() if found.n_frames}
         provenance = provenance.model_copy(update={"errors": errors})
         save_potential(potential, files.potential, provenance=provenance, overwrite=True)
-        notes = findings if base is None else [*findings, *base.compared(old, errors)]
-        minutes = sum(result.seconds for result in results) / 60
+        if base is not None:
+            notes = [*notes, *base.compared(old, errors)]
+        first = {} if pretraining is None else {"pretraining": pretraining.note()}
+        seconds = sum(result.seconds for result in results) + (0.0 if pretraining is None else pretraining.seconds)
+        minutes = seconds / 60
         public = Recipe.model_validate(provenance.recipe)  # without places, for the card
         report = data.training.store.labels
-        write_card(
+        card = partial(
+            write_card,
             files.card,
             public,
             potential,
             provenance,
             minutes=minutes,
             labels="" if report is None else report.line(),
+            cost=measured_cost(calculator, evaluated.survey),
+            pretraining=first.get("pretraining", ""),
             notes=without_places(notes, data.checksums),
         )
+        card()  # physics may take hours
         verdicts = write_report(
             files.report,
             calculator,
             evaluated,
             results[0].history,
             title=recipe.name,
-            facts={"training": f"{minutes:.0f} minutes, {len(data.training)} frames", "created": provenance.created},
+            facts={
+                "training": f"{minutes:.0f} minutes, {len(data.training)} frames",
+                **first,
+                "created": provenance.created,
+            },
             notes=notes,
         )
+        if systems:
+            card(physics=study_systems(systems, public, potential))
         return TrainingResult(potential, files.potential, files.card, files.report, files.audit, errors, verdicts)
 
 
 def fit_on(
-    data: TrainingData, recipe: Recipe, files: RunFiles, base: Base | None, *, resume: bool = False
+    data: TrainingData,
+    recipe: Recipe,
+    files: RunFiles,
+    base: Base | None,
+    pretraining: Pretraining | None,
+    *,
+    resume: bool = False,
 ) -> tuple[Potential | Committee, list[FitResult], list[str]]:
     """Audit the data and fit by a settled recipe, without evaluation or report.
 
@@ -169,12 +200,14 @@ def fit_on(
     """
     findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
     files.write_recipe(recipe)
-    potential, results = _members(recipe, data, base, files, resume=resume)
+    if pretraining is not None:
+        pretraining.label(files.pretraining)
+    potential, results = _members(recipe, data, base, pretraining, files, resume=resume)
     return potential, results, findings
 
 
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
-    """Return the recipe with nothing left open: number of epochs, weight of the stress, compilation.
+    """Return the recipe with nothing left open: number of epochs, weight of the stress, compilation, pretraining.
 
     Raises
     ------
@@ -189,6 +222,13 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     if optimization.stress_weight is None:
         weight = _STRESS_WEIGHT if n_labels["stress"] else 0.0
         optimization = optimization.model_copy(update={"stress_weight": weight})
+    n_edges = int(training.store.n_edges[training.indices].sum())
+    batch_edges = optimization.batch_edges or max(1, min(_BATCH_EDGES, n_edges // _FEWEST_STEPS))
+    per_epoch = max(1.0, min(n_edges / batch_edges, len(training)))
+    optimization = optimization.model_copy(update={"batch_edges": batch_edges})
+    if optimization.epochs is None and optimization.max_time is None:
+        epochs = min(max(round(_STEPS / per_epoch), _EPOCHS[0]), _EPOCHS[1])
+        optimization = optimization.model_copy(update={"epochs": epochs})
     optimization = with_epochs(optimization)
     weights = optimization.weights()
     for label, weight in weights.items():
@@ -206,10 +246,9 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
         raise ValueError("no validation frame has a label that is learned; give others as data.validation")
     compile_it = recipe.compile
     if compile_it == "auto":
-        n_edges = int(training.store.n_edges[training.indices].sum())
-        per_epoch = min(n_edges / optimization.batch_edges, len(training))
         compile_it = worth_compiling(optimization, per_epoch) or "auto"
-    return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})
+    pretrain = None if recipe.pretrain is None else with_share(recipe.pretrain, len(training))
+    return recipe.model_copy(update={"optimization": optimization, "compile": compile_it, "pretrain": pretrain})
 
 
 def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: Sequence[str]) -> list[str]:
@@ -235,7 +274,13 @@ def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: 
 
 
 def _members(
-    recipe: Recipe, data: TrainingData, base: Base | None, files: RunFiles, *, resume: bool
+    recipe: Recipe,
+    data: TrainingData,
+    base: Base | None,
+    pretraining: Pretraining | None,
+    files: RunFiles,
+    *,
+    resume: bool,
 ) -> tuple[Potential | Committee, list[FitResult]]:
     """Fit one potential, or the members of a committee one after another."""
     potentials, results = [], []
@@ -255,7 +300,11 @@ def _members(
         member = recipe.model_copy(update={"seed": seed, "optimization": optimization})
         with torch.random.fork_rng():  # the caller's random numbers stay as they are
             torch.manual_seed(seed)
-            potential = _new_potential(recipe, data) if base is None else base.start(recipe.frozen, data)
+            if pretraining is not None:
+                potential, member = pretraining.fit(_new_potential, member, folder, resume=resume)
+                torch.manual_seed(seed)
+            else:
+                potential = _new_potential(recipe, data) if base is None else base.start(recipe.frozen, data)
             logger.info("%d weights to fit", sum(p.numel() for p in potential.parameters() if p.requires_grad))
             result = fit(
                 PotentialModule(potential, training, data.validation, member),
@@ -272,20 +321,23 @@ def _name(recipe: Recipe, number: int) -> str:
     return recipe.name if recipe.committee == 1 else f"member {number + 1} of {recipe.name}"
 
 
-def _new_potential(recipe: Recipe, data: TrainingData) -> Potential:
-    """Build the potential with statistics of the training frames and random weights."""
+def _new_potential(recipe: Recipe, data: TrainingData, beside: Subset | None = None) -> Potential:
+    """Build the potential with statistics of the training frames and random weights.
+
+    The repulsion of nuclei leaves the frames `beside` alone as well.
+    """
     training = data.training
-    elements = training.elements()
-    counts = training.counts(elements)
-    composition = counts @ np.array([data.reference_energies[symbol] for symbol in elements])
+    ends = training.repulsion_ends()
+    for pair, end in {} if beside is None else beside.repulsion_ends().items():
+        ends[pair] = min(end, ends.get(pair, end))
     config = PotentialConfig(
-        elements=elements,
+        elements=training.elements(),
         reference_energies=data.reference_energies,
-        energy_shifts=least_squares_energies(elements, counts, training.energies() - composition),
+        energy_shifts=data.energy_shifts(),
         energy_scale=max(training.forces_rms(), 1e-3),
         average_neighbors=max(training.average_neighbors(), 1.0),
         zbl=recipe.zbl,
-        zbl_ends=training.repulsion_ends() if recipe.zbl else {},
+        zbl_ends=ends if recipe.zbl else {},
         network=recipe.network,
     )
     potential = Potential(config)

@@ -32,17 +32,17 @@ def _list_shipped() -> None:
     from rich.table import Table
 
     from ase_segnn.potential_file import read_header
-    from ase_segnn.potentials import shipped_potentials
+    from ase_segnn.potentials import shipped_potentials, stated_cost
 
-    table = Table("name", "elements", "cutoff, Å", "level of theory", "errors (RMSE)")
+    table = Table("name", "elements", "level of theory", "errors (RMSE)", "cost", show_lines=True)
     for name, path in shipped_potentials().items():
         header = read_header(path)
         table.add_row(
             name,
             ", ".join(header.config.elements),
-            f"{header.config.network.cutoff:g}",
             str(header.provenance.recipe.get("card", {}).get("level_of_theory", "")),
             "\n".join(_short(data, errors) for data, errors in header.provenance.errors.items()),
+            stated_cost(path).partition(",")[0],
         )
     Console().print(table)
 

@@ -34,6 +34,13 @@ def train(
     ] = None,
     time: Annotated[str | None, typer.Option(help="How long to fit, such as 10m or 2h30m.")] = None,
     base: Annotated[str | None, typer.Option(help="Potential to fine-tune, instead of random weights.")] = None,
+    pretrain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REFERENCE",
+            help="Learn cheap labels first: gfn2, or FILE.py:FUNCTION that makes an ASE calculator.",
+        ),
+    ] = None,
     committee: Annotated[int | None, typer.Option(help="Number of potentials to train, for uncertainties.")] = None,
     changes: Annotated[
         list[str] | None,
@@ -57,7 +64,12 @@ def train(
     if recipe is not None and not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
     raw = _raw_recipe(data or [], test or []) if recipe is None else read_recipe_file(recipe)
-    options = {"optimization.max_time": time, "base": base, "committee": committee}
+    options: dict[str, Any] = {
+        "optimization.max_time": time,
+        "base": base,
+        "pretrain.reference": pretrain,
+        "committee": committee,
+    }
     for key, value in (
         *(key_and_value(change) for change in changes or []),
         *((key, value) for key, value in options.items() if value is not None),

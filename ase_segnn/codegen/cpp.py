@@ -1,7 +1,8 @@
 """The printer of C++: the statements of a loop, from its expressions and a table of operations.
 
-Two kinds of functions hold these statements: loops over atoms and their edges (`ase_segnn.codegen.inference`), and
-loops along edges in any order (`ase_segnn.codegen.training`). All else is in the headers of the folder cpp.
+`ase_segnn.codegen.loops` puts these statements into functions, one per form of loop. The functions are called by the
+passes of an evaluation (`ase_segnn.codegen.inference`) and by the steps of training (`ase_segnn.codegen.training`). All
+else is in the headers of the folder cpp.
 """
 
 from __future__ import annotations

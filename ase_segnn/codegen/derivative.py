@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from ase_segnn.codegen.arrays import Array, Leaf
@@ -78,9 +78,14 @@ class Learning(NamedTuple):
 
 
 def differentiate_by_weights(
-    tape: Tape, steps: Sequence[Step], results: Iterable[Array], learned: Iterable[Array], transposed: Mapping[str, str]
+    tape: Tape,
+    steps: Sequence[Step],
+    results: Iterable[Array],
+    learned: Iterable[Array],
+    matrices: Iterable[str],
+    transposed: Mapping[str, str],
 ) -> Learning:
-    """Return the steps that differentiate results by all matrices and by other weights.
+    """Return the steps that differentiate results by weights.
 
     Gradients have the prefix g_; those of the results are given.
 
@@ -90,16 +95,18 @@ def differentiate_by_weights(
     steps : in which no array is changed after it was read
     results : arrays
     learned : arrays of weights
+    matrices : names of matrices that are learned
     transposed : name of a matrix -> name of the transposed one, if both are among the matrices of the steps
     """
-    learned = set(learned)
+    learned, matrices = set(learned), set(matrices)
+    matrices |= {new for name, new in transposed.items() if name in matrices}
     loops = [step for step in steps if isinstance(step, Loop)]
     gathered = {array for loop in loops for array, at in loop.reads if at == "neighbor" and array.rows == "node"}
-    backward = _Backward(tape, steps, _depending(tape, steps, learned, by_matrices=True), gathered, "g_")
+    backward = _Backward(tape, steps, _depending(tape, steps, learned, matrices), gathered, "g_")
     backward.learned, backward.in_place = learned, False
     backward.transposed |= transposed
     backward.gradient |= {array: gradient_array(array, "g_") for array in results}
-    backward.outers = []
+    backward.matrices = matrices
     for number, step in reversed(list(enumerate(steps))):
         if isinstance(step, Product):
             backward.product(step)
@@ -160,7 +167,8 @@ class _Backward:
         self.into: dict[Array, Into] = {}
         self.in_place = True
         self.learned: set[Array] = set()
-        self.outers: list[Outer] | None = None  # None if matrices are not learned
+        self.matrices: set[str] = set()  # which are learned
+        self.outers: list[Outer] = []
         self.gradient: dict[Array, Array] = {}
         self._tape, self._forward, self._prefix = tape, steps, prefix
         self._depending, self._gathered = depending, gathered
@@ -173,7 +181,7 @@ class _Backward:
             return
         originals = {new: name for name, new in self.transposed.items()}
         original = originals.get(step.weight)
-        if self.outers is not None:
+        if step.weight in self.matrices:
             source, target = (step.source, gradient) if original is None else (gradient, step.source)
             self.outers.append(Outer(source, target, original or step.weight))
         if step.source in self._depending:
@@ -271,14 +279,14 @@ class _Backward:
         return next(k for k, step in enumerate(self._forward) if any(array == one for one, _ in step.writes))
 
 
-def _depending(tape: Tape, steps: Sequence[Step], on: set[Array], *, by_matrices: bool = False) -> set[Array]:
-    """Return all arrays whose values depend on some, and on matrices if these count."""
+def _depending(tape: Tape, steps: Sequence[Step], on: set[Array], matrices: Container[str] = frozenset()) -> set[Array]:
+    """Return all arrays whose values depend on some, or on some matrices."""
     found = set(on)
     for step in steps:
         if isinstance(step, Loop):
             made = [(store.leaf.array, tape.leaves([store.value])) for store in step.stores]
             found.update(array for array, leaves in made if any(leaf.array in found for leaf in leaves))
-        elif any(array in found for array, _ in step.reads) or (by_matrices and isinstance(step, Product)):
+        elif any(array in found for array, _ in step.reads) or (isinstance(step, Product) and step.weight in matrices):
             found.update(array for array, _ in step.writes)
     return found
 

@@ -1,9 +1,9 @@
 """Programs: a potential as a list of few kinds of steps over named arrays.
 
-A program holds no loops over atoms and no memory: a printer makes these from the steps (`ase_segnn.codegen.cpp`), and
-`ase_segnn.codegen.schedule` says what may run together. Each array of a forward program is written by one loop or by
-products and never changed afterwards, so that every step can be differentiated from what the arrays hold
-(`ase_segnn.codegen.derivative`).
+A program holds no loops over atoms and no memory: printers make these from the steps (`ase_segnn.codegen.inference`,
+where `ase_segnn.codegen.schedule` says what may run together, and `ase_segnn.codegen.training`). Each array of a
+forward program is written by one loop or by products and never changed afterwards, so that every step can be
+differentiated from what the arrays hold (`ase_segnn.codegen.derivative`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ase_segnn.codegen.arrays import Array, At
-from ase_segnn.codegen.builder import Builder
 from ase_segnn.codegen.cpp import c_type, preamble
 from ase_segnn.codegen.derivative import Outer, differentiate, differentiate_by_weights, gradient_array
 from ase_segnn.codegen.expressions import Tape
@@ -92,8 +91,9 @@ def training_program(potential: Potential) -> tuple[TrainingProgram, dict[str, T
     tape, steps = b.tape, [step for step in b.steps if not isinstance(step, Total)]
     backward, transposed = differentiate(tape, b.steps, VECTORS, partial(forces_from, tape), in_place=False)
     forward: list[Step] = [*steps, *backward, store_forces(b)]
-    learned = [array for array in _arrays(forward) if _is_learned(b, array)]
-    found = differentiate_by_weights(tape, forward, RESULTS, learned, transposed)
+    names = [name for name, weight in b.weights.items() if weight.requires_grad]
+    learned = [array for array in _arrays(forward) if array.identifier in names]
+    found = differentiate_by_weights(tape, forward, RESULTS, learned, names, transposed)
     reached = {store.leaf.array for step in found.steps if isinstance(step, Loop) for store in step.stores}
     tables = [array for array in learned if gradient_array(array, "g_") in reached]
     scattered = [array for step in forward for array, at in step.writes if at == "neighbor"]
@@ -113,10 +113,6 @@ def weights_of(potential: Potential) -> dict[str, Tensor]:
     """Return the weights of the program alone."""
     with torch.enable_grad():
         return forward_of(potential).weights
-
-
-def _is_learned(b: Builder, array: Array) -> bool:
-    return array.identifier in b.weights and b.weights[array.identifier].requires_grad
 
 
 def _arrays(steps: Iterable[Step]) -> list[Array]:
@@ -142,7 +138,6 @@ def training_source(program: TrainingProgram, dtype: torch.dtype) -> str:
 
 def _function(functions: Functions, name: str, cleared: Iterable[Array], steps: Iterable[Step]) -> str:
     lines = [
-        "const int64_t thread = omp_get_thread_num();",
         "const int64_t i0 = in.first_atoms[thread], n = in.first_atoms[thread + 1] - i0;",
         "const Edges edges = {in.rows, in.rows + 1, in.neighbors, in.neighbors, in.species, in.n_species,",
         "                     in.n_intervals, (T)in.per_length};",
@@ -150,9 +145,11 @@ def _function(functions: Functions, name: str, cleared: Iterable[Array], steps: 
         *(_call(functions, step) for step in steps),
     ]
     body = "".join(f"    {line}\n" for line in lines)
+    # fewer threads may run than are asked for
+    turns = "for (int64_t thread = omp_get_thread_num(); thread < in.n_threads; thread += omp_get_num_threads())"
     return (
         f'extern "C" void {name}(const Arguments* arguments) {{\n  const Arguments& in = *arguments;\n'
-        f"#pragma omp parallel num_threads(in.n_threads)\n  {{\n{body}  }}\n}}\n"
+        f"#pragma omp parallel num_threads(in.n_threads)\n  {turns} {{\n{body}  }}\n}}\n"
     )
 
 

@@ -6,6 +6,7 @@ splines, of which there are fewer than edges), and multiplies matrices for the g
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,20 +28,24 @@ from ase_segnn.codegen.rules import unsupported
 from ase_segnn.codegen.training import RESULTS, training_program, training_source, weights_of
 from ase_segnn.engines.boundary import address, aligned
 from ase_segnn.engines.build import load_library
-from ase_segnn.engines.surroundings import threads_may_run
+from ase_segnn.engines.surroundings import Lock, threads_may_run
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction, stress_of, sum_structures
 
 _COST_OF_ATOM = 20  # an atom costs about as much as so many edges
 _RESERVE = 1.25  # memory for so many times as many atoms and edges as are asked for
+_tracing = Lock()
 
 
 class LearningPotential:
     """The same potential, whose predictions can be differentiated by its parameters.
 
+    Several threads may use it, but a thread that waits for gradients must not be overtaken, see `predict`.
+
     Parameters
     ----------
-    potential : on the CPU; its parameters are read at each call
+    potential : on the CPU; its parameters are read at each call. Device, dtype, and which parameters are frozen, must
+        stay as they are
 
     Raises
     ------
@@ -55,10 +60,14 @@ class LearningPotential:
         if reason is not None:
             raise ValueError(f"this potential has no compiled form for training: {reason}")
         self._potential = potential
+        self._kind = potential.dtype, potential.device
+        self.lock = Lock()
         self._parameters = dict(potential.named_parameters())
+        self._frozen = {name for name, parameter in self._parameters.items() if not parameter.requires_grad}
         self._program, weights = training_program(potential)
         self._names = list(weights)
-        self._make_weights = _traced_weights(potential, self._parameters)
+        with _tracing.now:  # which replaces parts of torch, and parameters of the module
+            self._make_weights = _traced_weights(copy.deepcopy(potential), self._parameters)
         self._library = load_library(training_source(self._program, potential.dtype), HEADERS)
         fields = self._program.fields
         self._used = fields.keys()
@@ -69,7 +78,7 @@ class LearningPotential:
             per_length=INTERVALS[potential.dtype] / potential.cutoff,
         )
         self._memory: dict[Array, Tensor] = {}
-        self._capacity = self._sizes = {"node": 0, "edge": 0}
+        self._capacity = self._sizes = {"node": -1, "edge": -1}  # no memory yet
         self._weights: dict[str, Tensor] = {}  # of the last call
         self._indices: dict[str, Tensor] = {}
         self.call = 0  # number of the last one
@@ -83,9 +92,14 @@ class LearningPotential:
         ------
         RuntimeError
             At the differentiation, if it comes later.
+        ValueError
+            If edges are not sorted by their centers, or the graph is not as it should be otherwise; or if the potential
+            has another dtype or other frozen parameters than it had.
         IndexError
             If an element is not among those of the potential.
         """
+        self._check_potential()
+        _check(graph)
         weights = self._make_weights(list(self._parameters.values()))
         energies, forces, virials = _Evaluation.apply(self, graph, *weights)  # type: ignore[no-untyped-call]  # torch's
         energy = sum_structures(graph, graph.structure, energies)
@@ -94,6 +108,7 @@ class LearningPotential:
 
     def run(self, graph: AtomicGraph, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return energies (N,), forces (N, 3) and virials (N, 9) of atoms."""
+        self.call += 1
         potential = self._potential
         centers, neighbors, vectors = _near_pairs(graph, potential.cutoff)
         species = self._species_of(graph)
@@ -128,6 +143,22 @@ class LearningPotential:
             found[name] = torch.addmm(found[name], x.t(), y) if name in found else x.t() @ y
         return [found.get(name) for name in self._names]
 
+    def _check_potential(self) -> None:
+        """Check that the potential is of the kind that was compiled."""
+        kind = self._potential.dtype, self._potential.device
+        if kind != self._kind:
+            (before, _), (now, device) = self._kind, kind
+            raise ValueError(
+                f"this potential was compiled for training in {before} on the CPU and is in {now} on {device} now; "
+                "make another LearningPotential"
+            )
+        learned = [name for name in self._frozen if self._parameters[name].requires_grad]
+        if learned and torch.is_grad_enabled():
+            raise ValueError(
+                f"{min(learned)} was frozen when this potential was compiled for training and is learned now; make "
+                "another LearningPotential"
+            )
+
     def _species_of(self, graph: AtomicGraph) -> Tensor:
         potential, numbers = self._potential, graph.atomic_numbers
         table = potential.species_of_number
@@ -156,16 +187,19 @@ class _Evaluation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, learning: LearningPotential, graph: AtomicGraph, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.learning, learning.call = learning, learning.call + 1
-        ctx.call = learning.call
-        return tuple(learning.run(graph, weights))
+        ctx.learning = learning
+        with learning.lock.now:
+            results = learning.run(graph, weights)
+            ctx.call = learning.call
+        return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.call != ctx.learning.call:
-            raise RuntimeError("predictions of compiled C++ have to be differentiated before the next prediction")
-        return (None, None, *ctx.learning.gradients(cotangents))
+        with ctx.learning.lock.now:
+            if ctx.call != ctx.learning.call:
+                raise RuntimeError("predictions of compiled C++ have to be differentiated before the next prediction")
+            return (None, None, *ctx.learning.gradients(cotangents))
 
 
 def _traced_weights(potential: Potential, parameters: Mapping[str, Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -209,12 +243,33 @@ def _fold(traced: GraphModule) -> None:
     traced.recompile()
 
 
+def _check(graph: AtomicGraph) -> None:
+    """Check the indices of a graph, which compiled code relies on.
+
+    Raises
+    ------
+    ValueError
+    """
+    centers, neighbors, structure = graph.centers, graph.neighbors, graph.structure
+    if bool((centers[1:] < centers[:-1]).any()):
+        raise ValueError("the edges of the graph are not sorted by their centers")
+    if len(centers) > 0:
+        first, last = neighbors.aminmax()
+        if min(int(centers[0]), int(first)) < 0 or max(int(centers[-1]), int(last)) >= graph.n_atoms:
+            raise ValueError("an edge of the graph joins atoms that are not there")
+    if bool((structure[1:] < structure[:-1]).any()):
+        raise ValueError("the atoms of each structure of the graph do not follow each other")
+    if bool((structure[centers] != structure[neighbors]).any()):
+        raise ValueError("an edge of the graph joins atoms of different structures")
+
+
 def _near_pairs(graph: AtomicGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return centers, neighbors and vectors of the edges that are shorter than the cutoff."""
+    """Return centers, neighbors and vectors of the edges that are shorter than the cutoff, or not finite."""
     vectors = graph.edge_vectors()
-    near = torch.linalg.vector_norm(vectors, dim=1) < cutoff
+    distances = torch.linalg.vector_norm(vectors, dim=1)
+    near = (distances < cutoff) | ~distances.isfinite()
     if bool(near.all()):
-        return graph.centers, graph.neighbors, vectors
+        return graph.centers.contiguous(), graph.neighbors.contiguous(), vectors
     return graph.centers[near], graph.neighbors[near], vectors[near]
 
 
@@ -225,4 +280,4 @@ def _first_atoms(graph: AtomicGraph, rows: Tensor, n_threads: int) -> Tensor:
     shares = torch.arange(1, n_threads) * (work[-1] / n_threads)
     ends = (work[:, None] - shares).abs().argmin(0)  # the structure before which a thread ends
     starts: Tensor = torch.cat([first[:1], first[ends], first[-1:]]).unique()
-    return starts
+    return starts if len(starts) > 1 else starts.repeat(2)  # there may be no atoms

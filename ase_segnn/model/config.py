@@ -25,17 +25,20 @@ class NetworkConfig(Configuration):
     Parameters
     ----------
     cutoff : Å, at most 50; atoms further apart exchange no messages
-    irreps_hidden : channels of the features per degree and parity
+    irreps_hidden : channels of the features per degree and parity. With products, messages have as many channels of
+        each degree as the widest entry
     l_max_attributes : highest degree of the edge attributes, which steer messages
     l_max_node_attributes : highest degree of the node attributes, which steer updates and readout; default:
-        `l_max_attributes`
+        `l_max_attributes`, with products 0
     n_layers : rounds of messages
-    correlation : highest order of products of what an atom has gathered, see `ase_segnn.model.products.NodeProducts`;
-        with 1 there are none, and every round has the same irreps. With products, the features before the first round
-        are scalars of the element, those after the last round are scalars, and node attributes are of degree 0
-    l_max_messages : highest degree of the sums of messages, with products; default: `l_max_attributes`
-    l_max_hidden : highest degree between both layers of a message, with products and from the second round on; in the
-        first round, where features are scalars, it is 0; default: 1
+    correlation : highest order of the products of sums of messages, see `ase_segnn.model.products.NodeProducts`. Order
+        2 knows pairs of neighbors, order 3 triples. 1: no products, and the same irreps in every round. With products,
+        features are scalars of the element before the first round and scalars after the last one, node attributes are
+        of degree 0, and parities are the natural ones, 0e, 1o, 2e and so on
+    l_max_messages : highest degree of the messages and their sums, with products; at most and by default
+        `l_max_attributes`
+    l_max_hidden : highest degree between both layers of a message, with products and from the second round on; default:
+        1. The first round has scalars there
     n_radial : number of radial basis functions
     radial_hidden : widths of the hidden layers between radial basis and weights of the messages' products
     gated_messages : a gate after both message layers, not only after the first; see `ase_segnn.model.segnn.SEGNN`
@@ -67,6 +70,10 @@ class NetworkConfig(Configuration):
 
     @model_validator(mode="after")
     def _check_degrees(self) -> NetworkConfig:
+        if self.correlation == 1:
+            self._check_without_products()
+        else:
+            self._check_with_products()
         if self.degree_of_nodes > self.l_max_attributes:
             raise ValueError(
                 f"l_max_node_attributes is {self.l_max_node_attributes}, but attributes of nodes are made from those "
@@ -74,12 +81,63 @@ class NetworkConfig(Configuration):
             )
         return self
 
+    def _check_without_products(self) -> None:
+        for name in ("l_max_messages", "l_max_hidden"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is for networks with products, and correlation is 1; set correlation to 2 or more, or "
+                    f"leave {name} out"
+                )
+
+    def _check_with_products(self) -> None:
+        reason = f"for networks without products, and correlation is {self.correlation}; set correlation to 1, or leave"
+        if self.gated_messages:
+            raise ValueError(f"gated_messages is {reason} gated_messages out")
+        if self.l_max_node_attributes:
+            raise ValueError(
+                f"l_max_node_attributes above 0 is {reason} l_max_node_attributes out; with products, node attributes "
+                "are of degree 0"
+            )
+        if self._degree_of_messages > self.l_max_attributes:
+            raise ValueError(
+                f"l_max_messages is {self.l_max_messages}, but the first messages are as the attributes of edges, "
+                f"whose highest degree l_max_attributes is {self.l_max_attributes}; lower the first or raise the second"
+            )
+        irreps = Irreps(self.irreps_hidden).merged()
+        unnatural = [ir for _, ir in irreps if ir.p != (-1) ** ir.l]
+        if unnatural:
+            raise ValueError(
+                f"irreps_hidden {self.irreps_hidden!r} has {unnatural[0]}, which products of messages do not reach; "
+                "take 0e, 1o, 2e, 3o and so on only, or set correlation to 1"
+            )
+        highest = max(ir.l for _, ir in irreps)
+        if highest > self._degree_of_messages:
+            raise ValueError(
+                f"irreps_hidden {self.irreps_hidden!r} has the degree {highest}, but with products features are made "
+                f"from messages, whose highest degree is {self._degree_of_messages}; leave higher degrees out, or "
+                "raise l_max_messages"
+            )
+        if self._degree_of_hidden > highest + self.l_max_attributes:
+            raise ValueError(
+                f"l_max_hidden is {self.l_max_hidden}, but features up to degree {highest} times attributes up to "
+                f"degree {self.l_max_attributes} reach {highest + self.l_max_attributes}; lower l_max_hidden"
+            )
+
     @property
     def shape(self) -> str:
-        """Layers, irreps and degrees in words, for cards and listings."""
+        """Layers, irreps, degrees and products in words, for cards and listings."""
         nodes = "" if self.l_max_node_attributes is None else f" at edges and {self.l_max_node_attributes} at nodes"
         layers = f"{self.n_layers} layer{'s' * (self.n_layers != 1)}"
-        return f"{layers}, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}"
+        products = "" if self.correlation == 1 else f", products up to order {self.correlation}"
+        return f"{layers}, {self.irreps_hidden}, attributes up to l = {self.l_max_attributes}{nodes}{products}"
+
+    @property
+    def _degree_of_messages(self) -> int:
+        return self.l_max_attributes if self.l_max_messages is None else self.l_max_messages
+
+    @property
+    def _degree_of_hidden(self) -> int:
+        return 1 if self.l_max_hidden is None else self.l_max_hidden
 
     @property
     def degree_of_nodes(self) -> int:
@@ -89,18 +147,14 @@ class NetworkConfig(Configuration):
         return self.l_max_node_attributes
 
     def rounds(self) -> list[Round]:
-        """Return the irreps of each round of messages."""
+        """Return the irreps of each round of messages; `docs/segnn.md` has the table of those with products."""
         features = Irreps(self.irreps_hidden).merged()
         if self.correlation == 1:
             return [Round(features, features, features, features)] * self.n_layers
         channels = max(mul for mul, _ in features)
         scalars, hidden, messages = (
             Irreps([(channels, ir) for _, ir in Irreps.spherical_harmonics(degree)])
-            for degree in (
-                0,
-                1 if self.l_max_hidden is None else self.l_max_hidden,
-                self.l_max_attributes if self.l_max_messages is None else self.l_max_messages,
-            )
+            for degree in (0, self._degree_of_hidden, self._degree_of_messages)
         )
         before = [scalars, *[features] * (self.n_layers - 1)]
         after = [*before[1:], scalars]

@@ -217,9 +217,13 @@ class Potential(ModuleWithConstants):
         return energies + sum_to(graph.n_atoms, centers, pair_energies / 2)
 
     def calibrate(self, graph: AtomicGraph) -> None:
-        """Scale the products at nodes to a mean square of 1 on the atoms of a graph, before training.
+        """Scale all products of sums of messages to a mean square of 1 on the atoms of a graph.
 
-        Networks whose `correlation` is 1 have none.
+        Call this once, before training; results change. A network without products stays as it is.
+
+        Parameters
+        ----------
+        graph : some typical structures
         """
         products = [layer.products for layer in self.network.rounds if layer.products is not None]
         for each in products:

@@ -1,4 +1,4 @@
-"""Products of what a node has gathered: sums of messages times themselves, channel by channel."""
+"""Products of sums of messages with themselves, node by node and channel by channel."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class ProductPath(NamedTuple):
 
 
 class NodeProducts(ModuleWithConstants):
-    r"""Sums of messages A, and their Clebsch-Gordan products with themselves up to an order, channel by channel.
+    r"""Sums of messages A and their Clebsch-Gordan products with themselves, up to an order.
 
     .. math:: B^1 = A / s^1, \quad
         B^{\nu + 1, l}_{m k} = \frac{1}{s^{\nu + 1, l}} \sum_{l_1 l_2} w^{l_1 l_2 l}_k
         \left(B^{\nu, l_1}_k \otimes B^{1, l_2}_k\right)^l_m
 
-    A sum over neighbors knows pairs of atoms. Its products know triples, quadruples and so on of neighbors without a
-    sum over them, as the atomic cluster expansion does (Drautz, Phys. Rev. B 99, 014104 (2019)). The weights w have one
-    number per channel and path. The constants s, one per order and entry, are set before training such that all B have
-    a mean square of 1: `ase_segnn.model.potential.Potential.calibrate`.
+    A sum over neighbors knows pairs of atoms. A product of two sums knows pairs of neighbors, and so angles; a product
+    of three sums knows triples. No loop over pairs or triples is needed. The weights w have one number per channel and
+    path, and ⊗ has the factor √(2l + 1) of `ase_segnn.model.steerable.SteerableLinear`. The constants s, one per order
+    and entry, give each B a mean square of 1. `ase_segnn.model.potential.Potential.calibrate` sets s before training.
 
     Parameters
     ----------
@@ -49,7 +49,12 @@ class NodeProducts(ModuleWithConstants):
     paths : per order from 2 on, all couplings
     weights : per order from 2 on, (paths, C)
     scale : (orders, entries of A), 1 / s
-    is_calibrating : set s from what comes
+    is_calibrating : set s from the next inputs
+
+    References
+    ----------
+    Drautz, Phys. Rev. B 99, 014104 (2019), and Batatia et al., arXiv:2206.07697. Different from the latter: the weights
+    of products are the same for all elements, and products are scaled.
     """
 
     scale: Tensor
@@ -77,9 +82,10 @@ class NodeProducts(ModuleWithConstants):
         channels = irreps[0].mul
         self.weights = nn.ParameterList()
         for paths in self.paths:
-            numbers = [sum(other.entry_out == path.entry_out for other in paths) for path in paths]
-            spreads = torch.tensor(numbers, dtype=torch.float32).rsqrt()
-            self.weights.append(nn.Parameter(torch.randn(len(paths), channels, dtype=torch.float32) * spreads[:, None]))
+            weights = nn.Parameter(torch.empty(len(paths), channels, dtype=torch.float32))
+            for path, row in zip(paths, weights.detach(), strict=True):
+                nn.init.normal_(row, std=sum(other.entry_out == path.entry_out for other in paths) ** -0.5)
+            self.weights.append(weights)
         self.register_buffer("scale", torch.ones(correlation, len(irreps), dtype=torch.float32))
         self.is_calibrating = False
         self.irreps_out = Irreps([irreps[entry] for order in self.returned for entry in order])

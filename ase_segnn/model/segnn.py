@@ -1,4 +1,7 @@
-"""The steerable E(3)-equivariant graph network of the paper, eqs. 3 to 5, without atoms and units."""
+"""The steerable E(3)-equivariant graph network of the paper, eqs. 3 to 5, without atoms and units.
+
+Besides the paper, sums of messages may be multiplied with themselves before the update, see `SEGNNLayer`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from ase_segnn.model.steerable import (
     sum_to,
 )
 
-_L_MAX_PRODUCTS = 2  # of products on the way to the highest order, and more where features have more
+_L_MAX_PRODUCTS = 2  # of products on the way to the highest order; more where features have more
 _RESIDUAL_GAIN = 0.2  # initial size of updates and outputs; with 1 the features triple from layer to layer
 
 
@@ -163,10 +166,22 @@ class Round(NamedTuple):
 class SEGNNLayer(nn.Module):
     r"""One round of the network: messages, their sum and the update, eqs. 3 to 5 of the paper.
 
-    .. math:: f_i' = S f_i + \phi_f(f_i, m_i, m_i^2, \dots; a_i)
+    .. math:: f_i' = S f_i + \phi_f(f_i, B_i; a_i)
 
-    The caller gets the sums m of messages from `message`, then calls `forward` with m. Powers of m are channelwise
-    products, if `irreps` has any. S is 1, or a linear map if the features change their irreps.
+    B are the sums m of messages. If the `correlation` of `irreps` is more than 1, B are all orders of channelwise
+    products of m, which is not in the paper. S is 1, or a linear map if the features change their irreps. The caller
+    gets m from `message`, then calls `forward` with m.
+
+    Parameters
+    ----------
+    irreps : of features, messages and products
+    message : for these irreps
+    irreps_node_attributes : of the attributes that steer the update
+
+    Attributes
+    ----------
+    products : from m to B, None without products
+    skip : S, None for 1
     """
 
     def __init__(self, irreps: Round, message: MessageNetwork, irreps_node_attributes: Irreps) -> None:
@@ -200,6 +215,8 @@ class SEGNN(nn.Module):
 
     Differences from the paper's code, for the sake of potentials:
 
+    - Sums of messages may be multiplied with themselves before the update, and irreps may change from round to round,
+      see `rounds`. By default neither happens. `benchmarks/REJECTED.md`, "Products of sums", has what both gain.
     - The second message layer has no gate, unless `message_gates` is 2. Without a gate its weights act on sums of
       messages instead of on each message. `benchmarks/REJECTED.md`, "Network", compares both.
     - `message_scalars` may be any functions of the distance, such as a radial basis, instead of the squared distance.
@@ -220,7 +237,8 @@ class SEGNN(nn.Module):
     message_weights_hidden : widths of the hidden layers between message scalars and weights of products; () for no
         weights
     irreps_messages : of the messages; default: `irreps_hidden`; with scalars alone messages are invariant
-    rounds : irreps of each round, instead of `irreps_hidden`, `n_layers` and `irreps_messages`
+    rounds : irreps and products of each round, instead of `irreps_hidden`, `n_layers` and `irreps_messages`; the first
+        round begins with what the embedding makes, the last one ends with what the readout takes
     message_gates : 2: a gate after both message layers, as in the paper; 1: after the first; 0: none, so messages are
         linear in the node features
     task : "node" for one output per node, "graph" for one per graph

@@ -12,7 +12,7 @@ from ase_segnn.caches import Cache
 
 from ..recipe import DataSection
 from .frames import tell_labels
-from .reference_energies import energies_of_atoms, find_reference_energies, reference_files
+from .reference_energies import energies_of_atoms, find_reference_energies, least_squares_energies, reference_files
 from .sources import locate_all, sha256
 from .store import FrameStore
 from .subset import Subset, whole
@@ -108,6 +108,13 @@ class TrainingData:
         atoms = energies_of_atoms(map(store.frame, isolated)) if settings.reference_energies == "auto" else {}
         energies, origin = find_reference_energies(settings, learned, elements, atoms)
         return cls(learned, watched, tests, energies, origin, checksums)
+
+    def energy_shifts(self) -> dict[str, float]:
+        """Mean energy of each element less its reference energy, eV, fitted to the training frames."""
+        elements = self.training.elements()
+        counts = self.training.counts(elements)
+        composition = counts @ np.array([self.reference_energies[symbol] for symbol in elements])
+        return least_squares_energies(elements, counts, self.training.energies() - composition)
 
     @property
     def sets(self) -> dict[str, Subset]:

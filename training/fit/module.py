@@ -46,7 +46,11 @@ class FitSettings:
 
 def fit_settings(recipe: RunSection, **identity: Any) -> FitSettings:
     """Return the settings of a fit by a settled recipe; `identity` adds data and network to the identity of the run."""
-    settings = recipe.model_dump(mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap"})
+    settings = recipe.model_dump(
+        mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap", "pretrain"}
+    )
+    if settings.get("pretrain") is None:
+        settings.pop("pretrain", None)  # which recipes of earlier checkpoints had not
     for name in ("epochs", "max_time", "early_stopping"):
         del settings["optimization"][name]
     return FitSettings(
@@ -101,8 +105,8 @@ class TrainingModule(pl.LightningModule):
         self._averaged: dict[str, Tensor] = {}
         self._validated = False  # in this epoch
 
-    def use_kernels(self) -> bool:
-        """Switch the network to compiled C++ until `on_fit_end`, if there is any; return whether there is."""
+    def predict_by_cpp(self) -> bool:
+        """Have the network predict by compiled C++ until `on_fit_end`; return whether there is such a form."""
         return False
 
     @abstractmethod
@@ -143,7 +147,7 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Start the clock, and compile."""
         self._started = time.monotonic()
-        if not self.use_kernels() and self.settings.compile:
+        if not self.predict_by_cpp() and self.settings.compile:
             self._step = CompiledStep(self.loss)
         self.progress_at_start = self._progress(0)
 

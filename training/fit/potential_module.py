@@ -54,9 +54,9 @@ class PotentialModule(TrainingModule):
         self._optimization, self._with_stress = optimization, with_stress
         self._training, self._validation = training, validation
         self._compile = recipe.compile
-        self._limits = BatchLimits.of(
-            store.n_atoms[training.indices], store.n_edges[training.indices], optimization.batch_edges
-        )
+        assert optimization.batch_edges is not None
+        n_atoms, n_edges = store.n_atoms[training.indices], store.n_edges[training.indices]
+        self._limits = BatchLimits.of(n_atoms, n_edges, optimization.batch_edges)
         self._a_number = int(training.store.numbers(int(training.indices[0]))[0])  # of an atom that only fills up
 
     def train_dataloader(self) -> DataLoader[LabeledGraph]:
@@ -84,7 +84,7 @@ class PotentialModule(TrainingModule):
         batches = divide(mine, store.n_atoms, store.n_edges, _VALIDATION_LIMITS)
         return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
 
-    def use_kernels(self) -> bool:
+    def predict_by_cpp(self) -> bool:
         """Predict by compiled C++, unless the network has no such form or `compile` is False."""
         assert isinstance(self.loss, PotentialLoss)
         potential = self.loss.potential

@@ -1,4 +1,8 @@
-"""One training step: the loss of a batch and its gradient with respect to the weights, eager or compiled."""
+"""One training step: the loss of a batch and its gradient with respect to the weights.
+
+Predictions are those of plain torch or of compiled C++ (`PotentialLoss.learning`). `CompiledStep` has torch compile
+loss and gradient as a whole, for networks and devices without C++.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +87,7 @@ class PotentialLoss(Loss):
         super().__init__()
         self.potential = potential
         self.kind, self.delta, self.stress = kind, delta, stress
-        self.learning: LearningPotential | None = None  # compiled, if there is such a form
+        self.learning: LearningPotential | None = None  # predicts instead of `potential` during a fit by compiled C++
 
     def forward(self, batch: LabeledGraph, coefficients: Tensor) -> Tensor:
         """Loss of a batch, () float64, with coefficients (3,) of energies, forces and stresses."""
@@ -94,7 +98,7 @@ class PotentialLoss(Loss):
         return (coefficients * self.penalties(prediction, batch)).sum()
 
     def evaluate(self, graph: AtomicGraph) -> Prediction:
-        """Predict what is learned."""
+        """Predict what the loss compares with labels, not to be differentiated."""
         if self.learning is None:
             return self.potential.predict(graph, stress=self.stress)
         with torch.no_grad():

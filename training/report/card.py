@@ -9,7 +9,9 @@ from pathlib import Path
 from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
+from ase_segnn.physics.results import Results, to_markdown
 from ase_segnn.potential_file import Provenance
+from ase_segnn.potentials import COST
 from ase_segnn.quantities import LABELS, QUANTITIES
 
 from ..recipe import Recipe
@@ -23,7 +25,10 @@ def write_card(
     *,
     minutes: float,
     labels: str = "",
+    cost: str = "",
+    pretraining: str = "",
     notes: Sequence[str] = (),
+    physics: Sequence[Results] = (),
 ) -> None:
     """Write the card as Markdown: measured and counted facts, and the texts of the recipe.
 
@@ -33,7 +38,10 @@ def write_card(
     recipe, potential, provenance : of the finished run
     minutes : duration of the fit
     labels : of the training files and where they are from
+    cost : of a step of dynamics; `ase-segnn info` lists this line of the card
+    pretraining : frames that were learned before the training frames; empty for none
     notes : sentences about the run, such as warnings of the audit
+    physics : of the systems in the recipe
     """
     card, config = recipe.card, potential.config
     n_weights = sum(parameter.numel() for parameter in potential.parameters())
@@ -47,7 +55,10 @@ def write_card(
         "License of the weights": card.license,
         "Trained on": _frames(recipe),
         "Labels": labels or "not stated",
+        COST: cost or "not measured",
     }
+    if pretraining:
+        facts["Pretrained on"] = pretraining
     run = {
         "Command": f"`ase-segnn train {recipe.name}.yaml`, with what is kept as `recipe.yaml` in the folder of a run",
         "Seed": provenance.seed,
@@ -62,6 +73,7 @@ def write_card(
         f"# {recipe.name}\n\n{card.description}".rstrip(),
         _bullets(facts),
         "## Errors\n\n" + _error_table(provenance.errors, recipe),
+        *(["## Physics\n\n" + to_markdown(physics, recipe.name)] if physics else []),
         "## Known limits\n\n" + "\n".join(f"- {limit}" for limit in card.limits or ["not stated"]),
         "## Training run\n\n" + _bullets(run) + "".join(f"\n- {note}" for note in notes),
         "## Reference energies\n\n" + _bullets(reference),

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Literal
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.evaluation import predict
 from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.physics.verdicts import Verdict
 from ase_segnn.quantities import MILLI, QUANTITIES
 
 from ..data.frames import Frame
@@ -23,7 +23,6 @@ from .predictions import Calibration, Predictions
 
 _log = logging.getLogger(__name__)
 
-Outcome = Literal["passed", "failed", "not applicable"]
 Pair = tuple[int, int]  # of atomic numbers, the smaller first
 
 # As shares of the sum of the covalent radii, and never beyond the shortest distance in the data. Nearer than the first
@@ -36,15 +35,6 @@ _LEAST_CORRELATION = 0.3  # of deviations with errors
 _LARGEST_SHARE = 0.5  # error of forces, relative to the forces
 _MOST_HOLES = 3  # that are named
 _NOISE = 0.05  # eV; shallower holes are no trouble
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Outcome of a check, in one word and in plain sentences."""
-
-    name: str
-    outcome: Outcome
-    statement: str
 
 
 class Survey:

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from ase_segnn.physics.dynamics import Run
+
     from .checks import DimerCurve, VolumeCurve
     from .predictions import Predictions
-    from .stability import Run
 
 ERRORS_OF_LABELS = {
     f"validation_{quantity.error_name('RMSE')}": f"validation, {quantity.column('RMSE')}"

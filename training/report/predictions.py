@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from ase_segnn.labels import LABELS
 from ase_segnn.quantities import QUANTITIES
 
 from ..data.frames import Frame
+from ..data.reference_energies import least_squares_energies
 
 _FRAMES_TOGETHER = 64  # that are held in memory
 
@@ -94,6 +95,21 @@ class Predictions:
     def difference(self, name: str) -> NDArray[np.float64]:
         """Prediction minus label, in the shape of the labels `name`; NaN where there is no label."""
         return self.predictions[name] - self.labels[name]
+
+    def with_fitted_elements(self) -> Predictions:
+        """Return predictions whose energies have one more constant per element, fitted to the labels.
+
+        Compare energies this way with labels of another level of theory: they differ by thousands of eV, and only
+        differences within one level mean anything.
+        """
+        numbers = np.unique(self.atomic_numbers)
+        counts = np.zeros((self.n_frames, len(numbers)))
+        np.add.at(counts, (self.frame_of_atom, np.searchsorted(numbers, self.atomic_numbers)), 1)
+        symbols = [chemical_symbols[number] for number in numbers]
+        constants = least_squares_energies(symbols, counts, -self.difference("energy"))
+        energy = self.predictions["energy"] + counts @ np.array([constants[symbol] for symbol in symbols])
+        changed = {"energy": energy, "energy_per_atom": energy / self.n_atoms}
+        return replace(self, predictions={**self.predictions, **changed})
 
     def forces_error(self) -> NDArray[np.float64]:
         """Norm of the error of the force on each atom, (N,) eV/Å; NaN where there is no label."""

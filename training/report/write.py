@@ -15,14 +15,15 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ase_segnn.files import written_whole
+from ase_segnn.physics.dynamics import Run, constant_energy_run, langevin_run
+from ase_segnn.physics.verdicts import Verdict
 from ase_segnn.quantities import MEASURES, MILLI, QUANTITIES, SIZE_INDEPENDENT
 
 from ..data.frames import Frame
 from . import checks, figures
-from .checks import DimerCurve, Survey, Verdict, VolumeCurve
+from .checks import DimerCurve, Survey, VolumeCurve
 from .page import bullets, page, paragraph, picture, section, table
 from .predictions import Predictions, predict_frames
-from .stability import Run, constant_energy_run, langevin_run
 
 _log = logging.getLogger(__name__)
 

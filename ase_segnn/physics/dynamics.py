@@ -1,8 +1,9 @@
-"""Short runs of molecular dynamics that show whether a potential holds a structure together and conserves energy."""
+"""Runs of molecular dynamics that show whether a potential holds a structure together and conserves energy."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,20 @@ from ase.md.verlet import VelocityVerlet
 from numpy.typing import NDArray
 
 from ase_segnn.graphs.atomic_graph import AtomicGraph
-
-from .checks import Verdict
+from ase_segnn.physics.bonds import n_pieces
+from ase_segnn.physics.verdicts import Verdict
 
 _FRICTION = 0.01  # 1/fs
-_INTERVAL = 10  # steps between two looks at the structure
+INTERVAL = 10  # steps between two looks at the structure
 _LEAST_STEPS = 100  # that say anything
 _TOO_CLOSE = 0.5  # of the sum of the covalent radii
 _TOO_FAR = 2.0  # of the largest distance to the nearest neighbor at the start
+_BOND, _BROKEN_BOND = 1.3, 2.0  # of the sum of the covalent radii: connected at the start, apart later
 _LARGEST_DRIFT = 1.0  # meV/atom/ps
 _LARGEST_FLUCTUATION = 0.2  # of the total energy, as a share of that of the kinetic energy
+
+
+Watch = Callable[[int, Atoms], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +60,20 @@ def timestep_for(atoms: Atoms) -> float:
 
 
 def langevin_run(
-    calculator: Calculator, atoms: Atoms, temperature: float, *, steps: int, seconds: float, seed: int = 0
+    calculator: Calculator,
+    atoms: Atoms,
+    temperature: float,
+    *,
+    steps: int,
+    seconds: float = np.inf,
+    seed: int = 0,
+    watch: Watch | None = None,
 ) -> Run:
     """Run dynamics at `temperature` (K) and see whether the structure lasts.
 
     The run fails if the calculator does, an energy is not finite, the temperature exceeds five times its target by more
-    than its fluctuation, two atoms come nearer than half the sum of their covalent radii, or an atom leaves all others.
+    than its fluctuation, two atoms come nearer than half the sum of their covalent radii, an atom leaves all others, or
+    a molecule without periodicity falls apart: bonds of the start are then twice as long as the sum of covalent radii.
 
     Parameters
     ----------
@@ -68,12 +81,13 @@ def langevin_run(
     atoms : two or more, not changed
     steps, seconds : the run ends with the first that is reached
     seed : of velocities and of the thermostat
+    watch : called with step and atoms, which are not to be changed or kept, at the start and every `INTERVAL` steps
     """
     atoms, rng = _prepared(calculator, atoms, temperature, seed)
     atoms.set_constraint(FixCom())
     timestep = timestep_for(atoms) * units.fs
     dynamics = Langevin(atoms, timestep, temperature_K=temperature, friction=_FRICTION / units.fs, fixcm=False, rng=rng)
-    record = _Record(atoms, temperature)
+    record = _Record(atoms, temperature, watch)
     defect = record.perform(dynamics, steps, seconds)
     name = f"Dynamics at {temperature:.0f} K"
     done = record.extent(timestep_for(atoms), steps)
@@ -89,7 +103,14 @@ def langevin_run(
 
 
 def constant_energy_run(
-    calculator: Calculator, atoms: Atoms, temperature: float, *, steps: int, seconds: float, seed: int = 1
+    calculator: Calculator,
+    atoms: Atoms,
+    temperature: float,
+    *,
+    steps: int,
+    seconds: float = np.inf,
+    seed: int = 1,
+    watch: Watch | None = None,
 ) -> Run:
     """Run dynamics without a thermostat and see whether the total energy stays; arguments as for `langevin_run`.
 
@@ -97,7 +118,7 @@ def constant_energy_run(
     explain, or if the energy fluctuates by more than a fifth of the fluctuation of the kinetic energy.
     """
     atoms, _ = _prepared(calculator, atoms, temperature, seed)
-    record = _Record(atoms, temperature)
+    record = _Record(atoms, temperature, watch)
     defect = record.perform(VelocityVerlet(atoms, timestep_for(atoms) * units.fs), steps, seconds)
     name = "Conservation of energy"
     if defect is not None:
@@ -135,7 +156,7 @@ def _prepared(calculator: Calculator, atoms: Atoms, temperature: float, seed: in
 class _Record:
     """Performs a run, records its course, and finds what goes wrong."""
 
-    def __init__(self, atoms: Atoms, temperature: float) -> None:
+    def __init__(self, atoms: Atoms, temperature: float, watch: Watch | None) -> None:
         self.columns: dict[str, list[float]] = {"time_ps": [], "temperature_K": [], "energy": []}
         self.steps, self.duration_ps = 0, 0.0
         self._atoms, self._first_energy = atoms, 0.0
@@ -143,6 +164,8 @@ class _Record:
         fluctuation = temperature * np.sqrt(2 / (3 * len(atoms)))
         self._hottest = 5 * (temperature + 3 * fluctuation)
         self._farthest = _TOO_FAR * float(_nearest(atoms).max())
+        self._watch = watch
+        self._n_pieces = n_pieces(atoms, _BOND)
 
     def perform(self, dynamics: Any, steps: int, seconds: float) -> str | None:
         """Run until steps or time are used up; return in words what went wrong, if anything did."""
@@ -157,7 +180,7 @@ class _Record:
                     self._seconds.append(time.perf_counter() - before)
                     self.steps += 1
                     self.duration_ps = self.steps * dynamics.dt / (1000 * units.fs)
-                    if self.steps % _INTERVAL == 0 or self.steps == steps:
+                    if self.steps % INTERVAL == 0 or self.steps == steps:
                         defect = self._look()
             except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
                 return f"the calculator failed: {error}"
@@ -197,6 +220,10 @@ class _Record:
         if len(alone):
             first = int(alone[0])
             return f"atom {first} ({atoms.symbols[first]}) had left the others by more than {self._farthest:.1f} Å"
+        if not atoms.pbc.any() and n_pieces(atoms, _BROKEN_BOND) > self._n_pieces:
+            return "the molecule had fallen apart"
+        if self._watch is not None:
+            self._watch(self.steps, atoms)
         return None
 
 
