@@ -30,7 +30,7 @@ from ase_segnn.training.fit.step import PotentialLoss, gradients
 pytestmark = needs_compiler
 
 SYSTEMS = systems()
-QUICK = ("products", "products of order 4", "mixed parity", "scalars alone", "attributes of nodes")
+QUICK = ("products", "products of order 4", "scalars alone", "attributes of nodes")
 NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="8x0e+8x1o", n_radial=4, radial_hidden=(8,))
 
 

@@ -330,6 +330,8 @@ def test_total_energy_is_conserved(potential, name):
     """Velocity Verlet for 100 fs in steps of 0.5 fs, with trained potentials for what they were trained for."""
     file = Path(__file__).parent / "data" / f"{name}.xyz"
     model, atoms = make(potential), ase.io.read(file) if file.is_file() else SYSTEMS[name].copy()
+    if potential in CONFIGS:  # products of a size that depends on chance make forces that do so
+        model.calibrate(AtomicGraph.from_atoms(atoms, model.cutoff))
     masses = atoms.get_masses()[:, None]
     velocities = np.random.default_rng(6).normal(size=(len(atoms), 3)) * np.sqrt(units.kB * 300 / masses)
     prediction = predict(model, atoms)

@@ -362,7 +362,7 @@ def test_checksums_protect_what_still_looks_right(path: Path) -> None:
 def test_a_config_of_a_huge_network_takes_no_memory(path: Path, channels: int, correlation: int) -> None:
     config = read_header(path).config.model_dump(mode="json")
     config["network"] |= {"irreps_hidden": f"{channels}x0e", "correlation": correlation}
-    rewrite(path, {"config": config})
+    rewrite(path, {"config": config, "format_version": 2 if correlation == 1 else 4})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PotentialFileError, match=r"its config needs F32|do not fit its config|does not build"):
         load_potential(path)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
-from ase_segnn.quantities import LABELS, shown_errors
+from ase_segnn.quantities import LABELS, QUANTITIES, shown_errors
 
 from .base import adapted
 from .data import Subset, TrainingData, least_squares_energies, read_store
@@ -129,7 +129,8 @@ class Pretraining:
         result = fit(module, recipe, folder, resume=resume and (folder / CHECKPOINT).is_file())
         self.seconds += result.seconds
         if not self._errors:
-            last = [entry for entry in result.history if "validation_forces_RMSE_meV_per_A" in entry][-1]
+            name = f"validation_{QUANTITIES['forces'].error_name('RMSE')}"
+            last = [entry for entry in result.history if name in entry][-1]
             errors = {name.removeprefix("validation_"): value for name, value in last.items()}
             self._errors = f"RMSE on {len(labels.validation)} of them {', '.join(shown_errors(errors, LABELS))}"
         optimization, factor = member.optimization, self._settings.rates_after
