@@ -88,7 +88,7 @@ def evaluate(
     named = [(f"frame {index}", frame) for index, frame in enumerate(frames)]
     choice = choose_labels(named, keys)
     for remark in choice.report.remarks:
-        _log.log(logging.WARNING if remark.severity == "warning" else logging.INFO, "%s", remark)
+        _log.log(remark.level, "%s", remark)
     choice.report.check()
     return evaluate_chosen(calculator, named, choice, on_frame=on_frame)
 

@@ -20,15 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from ase_segnn.configuration import Configuration
 from ase_segnn.model.committee import Committee
-from ase_segnn.model.config import NetworkConfig, PotentialConfig
+from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
+from ase_segnn.potential_formats import NEWEST, check_fits, format_for, from_format, to_format
 
 FORMAT = "ase-segnn-potential"
-# Of potentials with products at nodes. Others are still written as 3, committees, and 2, which older versions read.
-FORMAT_VERSION = 4
 SUFFIX = ".safetensors"
-_FIRST_WITH_COMMITTEES = 3
-_SINCE_PRODUCTS = ("correlation", "l_max_messages", "l_max_hidden")  # keys of the network
 UNITS = {"energy": "eV", "length": "Å"}
 
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
@@ -88,12 +85,8 @@ class PotentialHeader(Configuration):
     n_members: Annotated[int, Field(ge=1, le=1000)] = 1  # more mean a damaged file, which must not take memory
 
     @model_validator(mode="after")
-    def _check_members(self) -> PotentialHeader:
-        holds_several = self.format_version == _FIRST_WITH_COMMITTEES
-        if self.format_version <= _FIRST_WITH_COMMITTEES and (self.n_members > 1) != holds_several:
-            raise ValueError(f"n_members is {self.n_members}, formats 1 and 2 hold one potential, format 3 several")
-        if self.format_version < FORMAT_VERSION and self.config.network.correlation > 1:
-            raise ValueError(f"correlation is {self.config.network.correlation}, and there is none before format 4")
+    def _check_format(self) -> PotentialHeader:
+        check_fits(self.format_version, self.config.network, self.n_members)
         return self
 
 
@@ -212,7 +205,7 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
     weights = plain[_LENGTH_BYTES + n_table :]
     n_members = len(potential.members) if isinstance(potential, Committee) else 1
     header = PotentialHeader(
-        format_version=_version(potential.config.network, n_members),
+        format_version=format_for(potential.config.network, n_members),
         units=UNITS,
         dtype="float64" if dtypes == {"float64"} else "float32",
         config=potential.config,
@@ -220,14 +213,8 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
         tensors_sha256=hashlib.sha256(weights).hexdigest(),
         n_members=n_members,
     )
-    plain_header = header.model_dump(mode="json")
-    if header.format_version < FORMAT_VERSION:
-        for key in _SINCE_PRODUCTS:
-            del plain_header["config"]["network"][key]
-    if header.format_version < _FIRST_WITH_COMMITTEES:
-        del plain_header["n_members"]
     try:
-        header_json = json.dumps(plain_header, allow_nan=False)
+        header_json = json.dumps(to_format(header.model_dump(mode="json"), header.format_version), allow_nan=False)
     except ValueError as error:
         raise PotentialFileError(
             f"config and provenance must be plain data with finite numbers: {error}; the potential is not saved"
@@ -236,13 +223,6 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
     start = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
     start += b" " * (-len(start) % _LENGTH_BYTES)  # the weights start aligned
     return len(start).to_bytes(_LENGTH_BYTES, "little") + start + weights
-
-
-def _version(network: NetworkConfig, n_members: int) -> int:
-    """Return the lowest version that can hold a potential."""
-    if network.correlation > 1:
-        return FORMAT_VERSION
-    return _FIRST_WITH_COMMITTEES if n_members > 1 else 2
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
@@ -298,9 +278,9 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
     version = header.get("format_version")
     if type(version) is not int or version < 1:
         raise _corrupted(path, f"its format version is {version!r}")
-    if version > FORMAT_VERSION:
+    if version > NEWEST:
         raise PotentialFileError(
-            f"'{path}' was written by a newer ase-segnn (format {version}, this one reads up to {FORMAT_VERSION}); "
+            f"'{path}' was written by a newer ase-segnn (format {version}, this one reads up to {NEWEST}); "
             "upgrade with pip install -U ase-segnn"
         )
     if hashlib.sha256(header_json.encode(errors="replace")).hexdigest() != metadata.get("sha256"):
@@ -312,16 +292,8 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
 
 
 def _parse_header(header: dict[str, Any], version: int, path: Path) -> PotentialHeader:
-    config = header.get("config")
-    network = config.get("network") if isinstance(config, dict) else None
-    if isinstance(config, dict) and isinstance(network, dict) and version < FORMAT_VERSION:
-        if version == 1 and "n_radial_hidden" in network:
-            # all networks had gated messages and one hidden layer between radial basis and weights
-            width = network.pop("n_radial_hidden")
-            network |= {"gated_messages": True, "radial_hidden": [width]}
-        config["network"] = {"correlation": 1, **network}
     try:
-        return PotentialHeader.model_validate(header)
+        return PotentialHeader.model_validate(from_format(header, version))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'header'}: {e['msg']}" for e in error.errors())
         raise PotentialFileError(

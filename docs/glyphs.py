@@ -11,12 +11,12 @@ from ase_segnn.potentials import path_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CHANNEL = 19
-STAGES = {"after the embedding": 0, "after round 1": 1, "after round 3, the last": 3}
+STAGES = {"after the embedding": 0, "after round 1": 1, "after round 2, the last": 2}
 
 
 def main(folder: Path = ROOT / "docs") -> None:
     """Write three files."""
-    potential = load_potential(path_of("acac-pbe"))
+    potential = load_potential(path_of("acac-pbe-fast"))
     assert isinstance(potential, Potential)
     potential.double()
     molecule = ase.io.read(ROOT / "tests/data/acetylacetone.xyz")
@@ -44,7 +44,7 @@ def main(folder: Path = ROOT / "docs") -> None:
         stage: {name: (atoms, vectors[name].features[k].channel(CHANNEL)) for name, atoms in structures.items()}
         for stage, k in STAGES.items()
     }
-    figure = glyph_figure(rows, f"Features inside acac-pbe: channel {CHANNEL}, l = 0 and l = 1")
+    figure = glyph_figure(rows, f"Features inside acac-pbe-fast: channel {CHANNEL}, l = 0 and l = 1")
     save_figure(figure, folder / "glyphs-features.png")
 
 

@@ -17,6 +17,8 @@ from ase_segnn.codegen.derivative import Outer
 from ase_segnn.codegen.expressions import Tape
 from ase_segnn.codegen.program import Loop, Product, Step, Store, Total
 from ase_segnn.codegen.spline import BASIS
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.model.potential import Potential
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -41,6 +43,17 @@ class System(NamedTuple):
     neighbors: Indices
     n_species: int
     length: float = 1.0
+
+    @classmethod
+    def of(cls, potential: Potential, graph: AtomicGraph) -> System:
+        """Return the atoms and edges of a graph, with splines up to the cutoff."""
+        return cls(
+            species=potential.species_of_number[graph.atomic_numbers].numpy(),
+            centers=graph.centers.numpy(),
+            neighbors=graph.neighbors.numpy(),
+            n_species=len(potential.elements),
+            length=potential.cutoff,
+        )
 
 
 def evaluate(

@@ -52,7 +52,7 @@ SHAPES = {
     "attributes of nodes": _with(_NATURAL, l_max_attributes=2, l_max_node_attributes=1),
     "scalars alone": _with(_NATURAL, irreps_hidden="6x0e"),
     "products of order 2": _with(_NATURAL, correlation=2, n_layers=3, l_max_attributes=3, l_max_messages=2),
-    "products of order 4": _with(_NATURAL, correlation=4, n_layers=1, l_max_hidden=0),
+    "products of order 4": _with(_NATURAL, correlation=4, n_layers=1),
     "odd first": _with(_NATURAL, irreps_hidden="4x1o+3x0o+5x0e", l_max_attributes=2),
 }
 

@@ -64,6 +64,17 @@ def label(atoms: Atoms, noise: float = 0.0) -> Atoms:
     return atoms
 
 
+def labeled_waters(n_frames: int) -> list[Atoms]:
+    """Water molecules with displaced atoms."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(n_frames):
+        atoms = molecule("H2O")
+        atoms.positions += rng.normal(0, 0.05, (3, 3))
+        frames.append(label(atoms))
+    return frames
+
+
 @pytest.fixture
 def committee(folder: Path) -> str:
     config = CONFIGS["with ZBL"].model_copy(update={"energy_scale": 0.01, "energy_shifts": {}})
@@ -383,13 +394,7 @@ def test_md_stops_where_a_committee_disagrees(committee: str) -> None:
 
 @pytest.mark.usefixtures("no_report")
 def test_train_makes_a_potential_that_evaluate_agrees_with(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    frames = []
-    for _ in range(8):
-        atoms = molecule("H2O")
-        atoms.positions += rng.normal(0, 0.05, (3, 3))
-        frames.append(label(atoms))
-    ase.io.write("frames.xyz", frames)
+    ase.io.write("frames.xyz", labeled_waters(8))
     (folder / "my.yaml").write_text(
         "name: my\ndata: {train: frames.xyz, validation: 2, test: {all: frames.xyz}}\n"
         "network: {irreps_hidden: 4x0e+2x1o, l_max_attributes: 1, n_layers: 1}\n"
@@ -411,14 +416,9 @@ def test_train_makes_a_potential_that_evaluate_agrees_with(folder: Path) -> None
 
 @pytest.mark.usefixtures("no_report")
 def test_train_needs_no_recipe(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name, n_frames in (("frames.xyz", 12), ("other.xyz", 3)):
-        frames = []
-        for _ in range(n_frames):
-            atoms = molecule("H2O")
-            atoms.positions += rng.normal(0, 0.05, (3, 3))
-            frames.append(label(atoms))
-        ase.io.write(name, frames)
+    frames = labeled_waters(15)
+    ase.io.write("frames.xyz", frames[:12])
+    ase.io.write("other.xyz", frames[12:])
     small = ("--set", "network={irreps_hidden: 4x0e+2x1o, l_max_attributes: 1, n_layers: 1}", "--time", "2s")
     text = run("train", "--data", "frames.xyz", *small)
     assert "held out: RMSE" in text
@@ -436,13 +436,7 @@ def test_train_needs_no_recipe(folder: Path) -> None:
 
 @pytest.mark.usefixtures("no_report")
 def test_train_learns_cheap_labels_first(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    frames = []
-    for _ in range(12):
-        atoms = molecule("H2O")
-        atoms.positions += rng.normal(0, 0.05, (3, 3))
-        frames.append(label(atoms))
-    ase.io.write("frames.xyz", frames)
+    ase.io.write("frames.xyz", labeled_waters(12))
     Path("cheap.py").write_text("from ase.calculators.emt import EMT\n\ndef make():\n    return EMT()\n")
     small = (
         "--set",

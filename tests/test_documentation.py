@@ -1,4 +1,4 @@
-"""Pages of the documentation: links lead to files and headings that exist."""
+"""Pages of the documentation: links lead to files and headings that exist, and recipes are recipes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+
+from ase_segnn.training import Recipe
+from ase_segnn.training.yaml12 import load_yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -49,3 +52,23 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A `b`\n[1](#a-b) [2](#b) [3](other.md) [4](https://a.b/c) [5](page.md#a-b)\n", encoding="utf-8")
     assert broken_links(page) == ["#b", "other.md"]
+
+
+RECIPES = [
+    (page, recipe)
+    for page in PAGES
+    for recipe in re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+]
+
+
+@pytest.mark.parametrize(("page", "text"), RECIPES)
+def test_recipes(page: str, text: str) -> None:
+    """Whole ones, or some keys."""
+    keys = load_yaml(text)
+    recipe = Recipe.model_validate({"name": page.replace("/", "-"), "data": {"train": "frames.xyz"}} | keys)
+    assert recipe.model_fields_set >= set(keys)
+
+
+def test_there_are_recipes() -> None:
+    """A control."""
+    assert {"README.md", "docs/recipes.md"} <= {page for page, _ in RECIPES}

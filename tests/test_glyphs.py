@@ -38,7 +38,7 @@ NATURAL = o3.Irreps("2x0e+3x1o+1x2e+2x3o")
 
 @pytest.fixture(scope="module")
 def acac() -> Potential:
-    potential = load_potential(path_of("acac-pbe"))
+    potential = load_potential(path_of("acac-pbe-fast"))
     assert isinstance(potential, Potential)
     return potential.double()
 

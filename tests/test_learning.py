@@ -177,12 +177,13 @@ def test_edges_of_padding_are_too_long_to_matter() -> None:
     assert_alike(gradients(loss, batch, torch.ones(3, dtype=torch.float64))[1], expected, 1e-12)
 
 
-def test_an_unknown_element_is_an_error() -> None:
+@pytest.mark.parametrize("number", [54, 2, 1000, -1])
+def test_an_unknown_element_is_an_error(number: int) -> None:
     potential = random_potential(SHAPES["products"])
-    atoms = SYSTEMS["mixed species"].copy()
-    atoms.symbols[0] = "Xe"
+    graph = graph_of(potential, "mixed species")
+    graph.atomic_numbers[0] = number
     with pytest.raises(IndexError, match="an element is none of the potential's, H, C"):
-        LearningPotential(potential).predict(AtomicGraph.from_atoms(atoms, potential.cutoff))
+        LearningPotential(potential).predict(graph)
 
 
 def test_results_of_an_earlier_call_cannot_be_differentiated() -> None:
@@ -221,11 +222,15 @@ def without_order(graph: AtomicGraph) -> dict[str, tuple[AtomicGraph, str]]:
             replace(graph, structure=graph.structure.flip(0)),
             "the atoms of each structure of the graph do not follow each other",
         ),
+        "beyond": (
+            replace(graph, structure=graph.structure + 1),
+            "an atom of the graph is of a structure that is not there",
+        ),
         "across": (replace(graph, neighbors=across), "an edge of the graph joins atoms of different structures"),
     }
 
 
-@pytest.mark.parametrize("kind", ["edges", "neighbors", "negative", "centers", "structures", "across"])
+@pytest.mark.parametrize("kind", ["edges", "neighbors", "negative", "centers", "structures", "beyond", "across"])
 def test_graphs_in_another_order_are_refused(kind: str) -> None:
     potential = random_potential(SHAPES["products"]).double()
     good = graph_of(potential, "slab", "mixed species")
@@ -399,7 +404,7 @@ def test_fewer_threads_than_asked_for_do_all_the_work() -> None:
 def test_networks_without_such_a_form() -> None:
     config = SHAPES["natural parity"]
     network = config.network.model_copy(update={"gated_messages": True})
-    with pytest.raises(ValueError, match=r"no compiled form for training: its messages have two gates"):
+    with pytest.raises(ValueError, match=r"this potential has no compiled form: its messages have two gates"):
         LearningPotential(random_potential(config.model_copy(update={"network": network})))
 
 

@@ -114,6 +114,15 @@ def test_edges_have_to_be_sorted() -> None:
         native.evaluate(mixed)
 
 
+def test_structures_have_atoms() -> None:
+    plain = frozen("natural parity")
+    native, graph = NativePotential(plain), AtomicGraph.from_atoms(SYSTEMS["water"], plain.cutoff)
+    two = {"cell": graph.cell.repeat(2, 1, 1), "pbc": graph.pbc.repeat(2, 1)}
+    for structure in (graph.structure, graph.structure + 1):
+        with pytest.raises(ValueError, match="a structure of the graph has no atoms"):
+            native.evaluate(replace(graph, structure=structure, **two))
+
+
 def test_unknown_elements_are_refused() -> None:
     plain = frozen("natural parity")
     native, graph = NativePotential(plain), AtomicGraph.from_atoms(SYSTEMS["water"], plain.cutoff)
@@ -166,7 +175,7 @@ def test_pairs_beyond_the_cutoff_contribute_nothing(pair: tuple[Potential, Nativ
 def test_networks_without_a_native_form(network: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture) -> None:
     potential = frozen("natural parity", **network)
     assert unsupported(potential) == reason
-    with pytest.raises(ValueError, match=f"this potential has no native form: {reason}"):
+    with pytest.raises(ValueError, match=f"this potential has no compiled form: {reason}; plain torch evaluates"):
         NativePotential(potential)
     calculator = SEGNNCalculator(potential, device="cpu", dtype="float64")
     with caplog.at_level(logging.WARNING):

@@ -52,13 +52,7 @@ def test_compiled_programs_do_what_interpreted_ones_do(
     function = NativeFunction(POTENTIAL)
     for system in ("mixed species", "water", "slab"):
         graph = AtomicGraph.from_atoms(systems()[system], CUTOFF)
-        atoms = System(
-            species=POTENTIAL.species_of_number[graph.atomic_numbers].numpy(),
-            centers=graph.centers.numpy(),
-            neighbors=graph.neighbors.numpy(),
-            n_species=len(POTENTIAL.elements),
-            length=CUTOFF,
-        )
+        atoms = System.of(POTENTIAL, graph)
         weights = {name: x.numpy() for name, x in program.weights.items()}
         memory = run(program.tape, program.steps, atoms, weights, {VECTORS: graph.edge_vectors().numpy()})
         virials = totals(program.steps, memory)["virials"].reshape(3, 3)

@@ -360,6 +360,13 @@ def network(**changes: Any) -> NetworkConfig:
             {"l_max_hidden": 3},
             "l_max_hidden is 3, but features up to degree 1 times attributes up to degree 1 reach 2; lower l_max",
         ),
+        (
+            {"n_layers": 1, "l_max_hidden": 1},
+            (
+                "l_max_hidden is for the second and later layers, and n_layers is 1; set n_layers to 2 or more, or "
+                "leave l_max_hidden out"
+            ),
+        ),
         ({"correlation": 0}, "correlation: should be greater than or equal to 1, got 0"),
         ({"correlation": 5}, "correlation: should be less than or equal to 4, got 5"),
     ],

@@ -126,13 +126,7 @@ def test_the_program_of_a_potential_is_the_potential(name: str) -> None:
         vectors = graph.edge_vectors().requires_grad_()
         [gradient] = torch.autograd.grad(potential(graph, vectors).sum(), vectors)
         virials = (vectors[:, :, None] * gradient[:, None, :]).detach().sum(0)
-        atoms = System(
-            species=potential.species_of_number[graph.atomic_numbers].numpy(),
-            centers=graph.centers.numpy(),
-            neighbors=graph.neighbors.numpy(),
-            n_species=len(potential.elements),
-            length=potential.cutoff,
-        )
+        atoms = System.of(potential, graph)
         memory = run(program.tape, program.steps, atoms, weights, {VECTORS: vectors.detach().numpy()})
         found = totals(program.steps, memory)
         scale = max(1.0, float(expected.forces.abs().max()))
@@ -148,8 +142,7 @@ def test_energies_need_the_first_steps_alone() -> None:
     potential = random_potential(SHAPES["natural parity"]).double().requires_grad_(False).eval()
     program = program_of(potential)
     graph = AtomicGraph.from_atoms(systems()["water"], potential.cutoff)
-    species = potential.species_of_number[graph.atomic_numbers].numpy()
-    atoms = System(species, graph.centers.numpy(), graph.neighbors.numpy(), len(potential.elements), potential.cutoff)
+    atoms = System.of(potential, graph)
     weights = {key: value.numpy() for key, value in program.weights.items()}
     forward = program.steps[: program.n_forward]
     memory = run(program.tape, forward, atoms, weights, {VECTORS: graph.edge_vectors().numpy()})

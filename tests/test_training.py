@@ -29,12 +29,13 @@ from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.potential_file import read_header
 from ase_segnn.training import load_recipe, run_recipe, train
-from ase_segnn.training.data import sources
+from ase_segnn.training.data import TrainingData, sources
 from ase_segnn.training.data.batches import LabeledGraph
 from ase_segnn.training.data.frames import read_frames
-from ase_segnn.training.fit import CHECKPOINT
+from ase_segnn.training.fit import CHECKPOINT, PotentialModule
 from ase_segnn.training.fit.module import TrainingModule
 from ase_segnn.training.recipe import Recipe, make_recipe
+from ase_segnn.training.run import _new_potential, settled
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -161,7 +162,7 @@ def test_stresses_are_learned_unless_that_is_not_wanted(tmp_path: Path) -> None:
     assert "validation_stress_RMSE_meV_per_A3" in curve_of(tmp_path / "1.0")[0]
     run_recipe(recipe_for(path, optimization={"epochs": 1}), tmp_path / "open")
     settled = load_recipe(tmp_path / "open" / "recipe.yaml").optimization
-    assert (settled.stress_weight, settled.energy_weight) == (0.01, (0.1, 10.0))
+    assert (settled.stress_weight, settled.energy_weight) == (0.01, (0.01, 1.0))
 
 
 def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_forces_alone_can_be_learned_and_a_label_without_frames_not(tmp_path: Pa
         atoms.calc.results.pop("free_energy", None)
         atoms.calc.results.pop("energies", None)
     path = write_frames(tmp_path / "frames.xyz", frames)
-    with pytest.raises(ValueError, match=r"energy_weight is 0.1, but no training frame has energy.*data.energy_key"):
+    with pytest.raises(ValueError, match=r"energy_weight is 0.01, but no training frame has energy.*data.energy_key"):
         run_recipe(short(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     result = run_recipe(short(path, energy_weight=0.0), tmp_path / "run")
@@ -260,6 +261,22 @@ def test_training_goes_on_without_a_compiler(
     assert "training without compiled C++, which takes several times as long" in caplog.text
     with pytest.raises(NoCompilerError, match="CXX names 'no-such-compiler', which is not there"):
         run_recipe(recipe.model_copy(update={"compile": True}), tmp_path / "other")
+
+
+def test_a_long_run_goes_on_without_a_compiler_too(
+    frames_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for epochs, by_torch in ((6000, True), (1, False)):
+        recipe = recipe_for(frames_file, **COMPILED, optimization={"epochs": epochs})
+        data = TrainingData.read(recipe.data, recipe.network.cutoff, recipe.seed)
+        recipe = settled(recipe, data)
+        assert recipe.compile == "auto"
+        module = PotentialModule(_new_potential(recipe, data), data.training, data.validation, recipe)
+        caplog.clear()
+        assert not module.predict_by_cpp()
+        assert "training without compiled C++" in caplog.text
+        assert module.settings.compile is by_torch  # torch then compiles the step
 
 
 def test_a_killed_process_is_resumed_with_the_same_losses(tmp_path: Path, frames_file: Path) -> None:

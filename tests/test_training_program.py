@@ -31,13 +31,7 @@ def evaluated(potential: Potential, graph: AtomicGraph) -> tuple[TrainingProgram
     program, weights = training_program(potential)
     numbers = {name: weight.detach().double().numpy() for name, weight in weights.items()}
     numbers |= {new: numbers[name].T for name, new in program.transposed.items()}
-    system = System(
-        species=potential.species_of_number[graph.atomic_numbers].numpy(),
-        centers=graph.centers.numpy(),
-        neighbors=graph.neighbors.numpy(),
-        n_species=len(potential.elements),
-        length=potential.cutoff,
-    )
+    system = System.of(potential, graph)
     memory: Memory = {VECTORS: graph.edge_vectors().numpy()}
     run(program.tape, program.forward, system, numbers, memory)
     loss = sum(float((memory[array] ** 2).sum()) for array in RESULTS)

@@ -98,7 +98,7 @@ class RunFiles:
                 f"'{self.folder}' holds a run already; resume it, overwrite it, or choose another folder"
             )
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Remove the files of an earlier run."""
         for path in (self.potential, self.card, self.report, self.audit, self.recipe):
             path.unlink(missing_ok=True)
@@ -110,11 +110,20 @@ class RunFiles:
             (self.pretraining / name).unlink(missing_ok=True)
 
     @contextmanager
-    def reserved(self) -> Iterator[None]:
-        """Make the folder if there is none, and lock out other runs."""
+    def reserved(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Make the folder if there is none, lock out other runs, check once more, and remove what is to be overwritten.
+
+        Raises
+        ------
+        FileExistsError, FileNotFoundError
+            As `check`, or if another run uses the folder.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
+                self.check(resume=resume, overwrite=overwrite)
+                if overwrite and not resume:
+                    self._forget()
                 yield
         except Timeout as error:
             raise FileExistsError(f"another run is using '{self.folder}'; choose another folder") from error

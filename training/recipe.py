@@ -159,7 +159,7 @@ class OptimizationSection(FitSection):
         data, so that an epoch has at least 25 steps: small steps learn most from small data
     loss : "mse", "l1" or "huber", see `ase_segnn.training.fit.step.PotentialLoss`
     huber_delta : eV and eV/Å, where "huber" turns from squares to magnitudes
-    energy_weight : of (ΔE)² / atoms, in Å⁻²; by default from 0.1 to 10, which means forces first
+    energy_weight : of (ΔE)² / atoms, in Å⁻²; by default from 0.01 to 1, which means forces first
     forces_weight : of the mean square of the force components
     stress_weight : of the mean over components of (V Δσ)² / atoms, in Å⁻²; by default 0.01 if any training frame has
         a stress, else 0
@@ -177,7 +177,7 @@ class OptimizationSection(FitSection):
     batch_edges: PositiveInt | None = None
     loss: Literal["mse", "l1", "huber"] = "mse"
     huber_delta: PositiveFloat = 0.01
-    energy_weight: Annotated[NonNegativeFloat | Pair, Field(description=_WEIGHT)] = (0.1, 10.0)
+    energy_weight: Annotated[NonNegativeFloat | Pair, Field(description=_WEIGHT)] = (0.01, 1.0)
     forces_weight: Annotated[NonNegativeFloat | Pair, Field(description=_WEIGHT)] = 1.0
     stress_weight: Annotated[NonNegativeFloat | Pair | None, Field(description=_WEIGHT)] = None
 

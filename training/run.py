@@ -24,7 +24,7 @@ from .audit import Auditor, one_line
 from .base import Base
 from .data import Subset, TrainingData
 from .data.batches import LabeledGraph
-from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs, worth_compiling
+from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs
 from .folder import RunFiles, now, provenance_of, without_places
 from .pretraining import Pretraining, with_share
 from .recipe import Recipe
@@ -126,10 +126,7 @@ def run_on(
     recipe = settled(recipe, data)
     systems = load_systems(recipe, data.training.elements())
     pretraining = None if recipe.pretrain is None else Pretraining(recipe, data)
-    with files.reserved():
-        files.check(resume=resume, overwrite=overwrite)
-        if overwrite and not resume:
-            files.forget()
+    with files.reserved(resume=resume, overwrite=overwrite):
         provenance = provenance_of(recipe, data.checksums)  # of the code as it is now
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results, notes = fit_on(data, recipe, files, base, pretraining, resume=resume)
@@ -207,7 +204,7 @@ def fit_on(
 
 
 def settled(recipe: Recipe, data: TrainingData) -> Recipe:
-    """Return the recipe with nothing left open: number of epochs, weight of the stress, compilation, pretraining.
+    """Return the recipe with nothing left open: number of epochs, weight of the stress, size of batches, pretraining.
 
     Raises
     ------
@@ -244,11 +241,8 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     watched = data.validation.n_labels()
     if not any(watched[label] for label, weight in weights.items() if weight > 0):
         raise ValueError("no validation frame has a label that is learned; give others as data.validation")
-    compile_it = recipe.compile
-    if compile_it == "auto":
-        compile_it = worth_compiling(optimization, per_epoch) or "auto"
     pretrain = None if recipe.pretrain is None else with_share(recipe.pretrain, len(training))
-    return recipe.model_copy(update={"optimization": optimization, "compile": compile_it, "pretrain": pretrain})
+    return recipe.model_copy(update={"optimization": optimization, "pretrain": pretrain})
 
 
 def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: Sequence[str]) -> list[str]:

@@ -60,3 +60,15 @@ def unsupported(network: nn.Module) -> str | None:
         if reason is not None:
             return reason
     return None
+
+
+def check_supported(potential: nn.Module) -> None:
+    """Check that there is generated code for a potential.
+
+    Raises
+    ------
+    ValueError
+    """
+    reason = unsupported(potential)
+    if reason is not None:
+        raise ValueError(f"this potential has no compiled form: {reason}; plain torch evaluates and trains it")

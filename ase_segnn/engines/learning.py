@@ -24,10 +24,11 @@ from ase_segnn.codegen.derivative import gradient_array
 from ase_segnn.codegen.geometry import VECTORS
 from ase_segnn.codegen.interface import ctypes_struct
 from ase_segnn.codegen.networks import INTERVALS
-from ase_segnn.codegen.rules import unsupported
+from ase_segnn.codegen.rules import check_supported
 from ase_segnn.codegen.training import RESULTS, training_program, training_source, weights_of
 from ase_segnn.engines.boundary import address, aligned
 from ase_segnn.engines.build import load_library
+from ase_segnn.engines.indices import checked_species
 from ase_segnn.engines.surroundings import Lock, threads_may_run
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction, stress_of, sum_structures
@@ -50,15 +51,13 @@ class LearningPotential:
     Raises
     ------
     ValueError
-        If it has no such form, see `ase_segnn.codegen.rules.unsupported`.
+        If there is no generated code for it, see `ase_segnn.codegen.rules.unsupported`.
     NoCompilerError
         If there is no C++ compiler, or it fails.
     """
 
     def __init__(self, potential: Potential) -> None:
-        reason = unsupported(potential)
-        if reason is not None:
-            raise ValueError(f"this potential has no compiled form for training: {reason}")
+        check_supported(potential)
         self._potential = potential
         self._kind = potential.dtype, potential.device
         self.lock = Lock()
@@ -93,13 +92,11 @@ class LearningPotential:
         RuntimeError
             At the differentiation, if it comes later.
         ValueError
-            If edges are not sorted by their centers, or the graph is not as it should be otherwise; or if the potential
-            has another dtype or other frozen parameters than it had.
-        IndexError
-            If an element is not among those of the potential.
+            If the potential has another dtype or other frozen parameters than it had.
+        ValueError, IndexError
+            As of `ase_segnn.engines.indices.checked_species`.
         """
         self._check_potential()
-        _check(graph)
         weights = self._make_weights(list(self._parameters.values()))
         energies, forces, virials = _Evaluation.apply(self, graph, *weights)  # type: ignore[no-untyped-call]  # torch's
         energy = sum_structures(graph, graph.structure, energies)
@@ -108,10 +105,9 @@ class LearningPotential:
 
     def run(self, graph: AtomicGraph, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return energies (N,), forces (N, 3) and virials (N, 9) of atoms."""
+        species = checked_species(graph, self._potential)
         self.call += 1
-        potential = self._potential
-        centers, neighbors, vectors = _near_pairs(graph, potential.cutoff)
-        species = self._species_of(graph)
+        centers, neighbors, vectors = _near_pairs(graph, self._potential.cutoff)
         self._reserve({"node": graph.n_atoms, "edge": len(centers)})
         rows = torch.searchsorted(centers, torch.arange(graph.n_atoms + 1))
         first_atoms = _first_atoms(graph, rows, torch.get_num_threads() if threads_may_run() else 1)
@@ -158,14 +154,6 @@ class LearningPotential:
                 f"{min(learned)} was frozen when this potential was compiled for training and is learned now; make "
                 "another LearningPotential"
             )
-
-    def _species_of(self, graph: AtomicGraph) -> Tensor:
-        potential, numbers = self._potential, graph.atomic_numbers
-        table = potential.species_of_number
-        species = table[numbers.clamp(max=len(table) - 1)]
-        if bool((numbers >= len(table)).any()) or bool((species >= len(potential.elements)).any()):
-            raise IndexError(f"an element is none of the potential's, {', '.join(potential.elements)}")
-        return species
 
     def _rows(self, array: Array) -> Tensor:
         return self._memory[array][: self._sizes[array.rows] * array.stride]
@@ -241,26 +229,6 @@ def _fold(traced: GraphModule) -> None:
                 node.replace_all_uses_with(traced.graph.get_attr(f"constant_{number}"))
     traced.graph.eliminate_dead_code()
     traced.recompile()
-
-
-def _check(graph: AtomicGraph) -> None:
-    """Check the indices of a graph, which compiled code relies on.
-
-    Raises
-    ------
-    ValueError
-    """
-    centers, neighbors, structure = graph.centers, graph.neighbors, graph.structure
-    if bool((centers[1:] < centers[:-1]).any()):
-        raise ValueError("the edges of the graph are not sorted by their centers")
-    if len(centers) > 0:
-        first, last = neighbors.aminmax()
-        if min(int(centers[0]), int(first)) < 0 or max(int(centers[-1]), int(last)) >= graph.n_atoms:
-            raise ValueError("an edge of the graph joins atoms that are not there")
-    if bool((structure[1:] < structure[:-1]).any()):
-        raise ValueError("the atoms of each structure of the graph do not follow each other")
-    if bool((structure[centers] != structure[neighbors]).any()):
-        raise ValueError("an edge of the graph joins atoms of different structures")
 
 
 def _near_pairs(graph: AtomicGraph, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,9 +26,10 @@ from ase_segnn.codegen.interface import INPUT, ctypes_struct
 from ase_segnn.codegen.networks import INTERVALS
 from ase_segnn.codegen.potentials import program_of
 from ase_segnn.codegen.program import Program
-from ase_segnn.codegen.rules import unsupported
+from ase_segnn.codegen.rules import check_supported
 from ase_segnn.engines.boundary import Packed, address, aligned
 from ase_segnn.engines.build import load_library
+from ase_segnn.engines.indices import checked_species
 from ase_segnn.engines.surroundings import Lock, threads_may_run
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
@@ -37,13 +38,6 @@ _FEWEST_ATOMS = 32  # per thread; fewer gain little, and threads that wait for a
 _HALO_RESERVE = 8  # that part of the rows of a halo is there for more
 _Input = ctypes_struct("Input", INPUT)
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong code gives
-# What the compiled function returns, as numbered in its source.
-_WRONG = {
-    1: (ValueError, "the edges of the graph are not sorted by their centers"),
-    2: (ValueError, "an edge of the graph joins atoms that are not there"),
-    3: (ValueError, "the atoms of each structure of the graph do not follow each other, or a structure has no atoms"),
-    4: (IndexError, "an element is none of the potential's, {elements}"),
-}
 
 
 class NativePotential:
@@ -58,7 +52,7 @@ class NativePotential:
     Raises
     ------
     ValueError
-        If it has no such form, see `ase_segnn.codegen.rules.unsupported`.
+        If there is no generated code for it, see `ase_segnn.codegen.rules.unsupported`.
     NoCompilerError
         If there is no C++ compiler, or it fails.
     RuntimeError
@@ -72,9 +66,7 @@ class NativePotential:
     follows_torch = False
 
     def __init__(self, potential: Potential) -> None:
-        reason = unsupported(potential)
-        if reason is not None:
-            raise ValueError(f"this potential has no native form: {reason}")
+        check_supported(potential)
         self._potential = potential
         self._lock = Lock()
         with torch.device("cpu"):  # whatever the default of the caller is
@@ -92,18 +84,17 @@ class NativePotential:
 
         Raises
         ------
-        ValueError
-            If edges are not sorted by their centers, or the graph is not as it should be otherwise.
-        IndexError
-            If an element is not among those of the potential.
+        ValueError, IndexError
+            As of `ase_segnn.engines.indices.checked_species`, though edges between structures pass; or if a structure
+            has no atoms.
         TypeError
             If the graph holds no tensors with memory on the CPU.
         """
         with self._lock.now:
             wrong, arrays = self.function(graph, derivatives=forces or stress)
         if wrong:
-            kind, message = _WRONG[wrong]
-            raise kind(message.format(elements=", ".join(self._potential.elements)))
+            checked_species(graph, self._potential)
+            raise ValueError("a structure of the graph has no atoms")  # all else was right
         if forces != stress:  # they are computed together
             del arrays["stress" if forces else "forces"]
         return Prediction.from_arrays(arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -42,6 +43,11 @@ class Remark(BaseModel):
     def about(cls, frames: SomeFrames, severity: Literal["warning", "note"], title: str, text: str) -> Remark:
         """Make a remark about some frames."""
         return cls(severity=severity, title=title, text=text, frames=tuple(frames.first), n_frames=frames.count)
+
+    @property
+    def level(self) -> int:
+        """Level of the remark in a log."""
+        return logging.WARNING if self.severity == "warning" else logging.INFO
 
     def __str__(self) -> str:
         return f"{self.title}: {self.text}"

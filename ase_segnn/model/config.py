@@ -38,7 +38,7 @@ class NetworkConfig(Configuration):
     l_max_messages : highest degree of the messages and their sums, with products; at most and by default
         `l_max_attributes`
     l_max_hidden : highest degree between both layers of a message, with products and from the second round on; default:
-        1. The first round has scalars there
+        1. The first round has scalars there, so that a network of one layer has no such degree
     n_radial : number of radial basis functions
     radial_hidden : widths of the hidden layers between radial basis and weights of the messages' products
     gated_messages : a gate after both message layers, not only after the first; see `ase_segnn.model.segnn.SEGNN`
@@ -116,6 +116,11 @@ class NetworkConfig(Configuration):
                 f"irreps_hidden {self.irreps_hidden!r} has the degree {highest}, but with products features are made "
                 f"from messages, whose highest degree is {self._degree_of_messages}; leave higher degrees out, or "
                 "raise l_max_messages"
+            )
+        if self.l_max_hidden is not None and self.n_layers == 1:
+            raise ValueError(
+                "l_max_hidden is for the second and later layers, and n_layers is 1; set n_layers to 2 or more, or "
+                "leave l_max_hidden out"
             )
         if self._degree_of_hidden > highest + self.l_max_attributes:
             raise ValueError(

@@ -139,7 +139,7 @@ def tell_labels(use: str, report: LabelReport | None) -> None:
         return
     logger.info("%s: %d frames; %s", use, report.n_frames, report.line())
     for remark in report.remarks:
-        logger.log(logging.WARNING if remark.severity == "warning" else logging.INFO, "%s: %s", use, remark)
+        logger.log(remark.level, "%s: %s", use, remark)
 
 
 def read_frames(path: Path, keys: LabelKeys | None = None, name: str | None = None) -> Iterator[Frame]:

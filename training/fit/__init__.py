@@ -2,7 +2,7 @@
 
 from .finetuning import adapt_energies, freeze, start_from
 from .potential_module import PotentialModule
-from .trainer import CHECKPOINT, CURVE, FitResult, check_machine, fit, with_epochs, worth_compiling
+from .trainer import CHECKPOINT, CURVE, FitResult, check_machine, fit, with_epochs
 
 __all__ = [
     "CHECKPOINT",
@@ -15,5 +15,4 @@ __all__ = [
     "freeze",
     "start_from",
     "with_epochs",
-    "worth_compiling",
 ]

@@ -21,6 +21,7 @@ from .step import Batch, CompiledStep, Loss, gradients
 
 logger = logging.getLogger(__name__)
 
+_FEWEST_STEPS_TO_COMPILE, _SHORTEST_TO_COMPILE = 5000, 1500.0  # seconds
 _LONGEST_WARMUP = 0.1  # share of a run
 _PATIENCE = 10  # validations without improvement until the learning rates are halved
 _COUNTERS = ("_seconds_to_first_step", "_n_steps", "_waited", "_waited_for_plateau", "_plateau_factor")
@@ -44,8 +45,9 @@ class FitSettings:
     identity: dict[str, Any]
 
 
-def fit_settings(recipe: RunSection, **identity: Any) -> FitSettings:
+def fit_settings(recipe: RunSection, steps_per_epoch: float, **identity: Any) -> FitSettings:
     """Return the settings of a fit by a settled recipe; `identity` adds data and network to the identity of the run."""
+    long = _worth_compiling(recipe.optimization, steps_per_epoch)
     settings = recipe.model_dump(
         mode="json", include={"optimization", "seed", "frozen", "base", "bootstrap", "pretrain"}
     )
@@ -56,9 +58,16 @@ def fit_settings(recipe: RunSection, **identity: Any) -> FitSettings:
     return FitSettings(
         optimization=recipe.optimization,
         seed=recipe.seed,
-        compile=recipe.compile is True,
+        compile=recipe.compile is True or (recipe.compile == "auto" and long),
         identity={**identity, "settings": settings},
     )
+
+
+def _worth_compiling(optimization: FitSection, steps_per_epoch: float) -> bool:
+    """Whether a run is so long that compilation by torch, which takes minutes and halves the time of a step, pays."""
+    assert optimization.epochs is not None
+    long_enough = optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE
+    return long_enough and optimization.epochs * steps_per_epoch > _FEWEST_STEPS_TO_COMPILE
 
 
 class Measure(NamedTuple):

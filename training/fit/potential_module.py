@@ -50,12 +50,13 @@ class PotentialModule(TrainingModule):
         }
         with_stress = bool(optimization.stress_weight)
         loss = PotentialLoss(potential, optimization.loss, optimization.huber_delta, stress=with_stress)
-        super().__init__(loss, potential, len(LABELS), fit_settings(recipe, **identity))
+        assert optimization.batch_edges is not None
+        n_atoms, n_edges = store.n_atoms[training.indices], store.n_edges[training.indices]
+        steps_per_epoch = min(n_edges.sum() / optimization.batch_edges, len(training))
+        super().__init__(loss, potential, len(LABELS), fit_settings(recipe, float(steps_per_epoch), **identity))
         self._optimization, self._with_stress = optimization, with_stress
         self._training, self._validation = training, validation
         self._compile = recipe.compile
-        assert optimization.batch_edges is not None
-        n_atoms, n_edges = store.n_atoms[training.indices], store.n_edges[training.indices]
         self._limits = BatchLimits.of(n_atoms, n_edges, optimization.batch_edges)
         self._a_number = int(training.store.numbers(int(training.indices[0]))[0])  # of an atom that only fills up
 

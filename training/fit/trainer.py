@@ -33,7 +33,6 @@ from .progress import ProgressBar
 logger = logging.getLogger(__name__)
 
 _EPOCHS, _MOST_EPOCHS = 300, 10**6  # without and with a time limit
-_FEWEST_STEPS_TO_COMPILE, _SHORTEST_TO_COMPILE = 5000, 1500.0  # seconds
 _PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 _Section = TypeVar("_Section", bound=FitSection)
 _AVERAGED_SHARE = 0.05  # of the steps
@@ -55,7 +54,7 @@ def fit(module: TrainingModule, recipe: RunSection, folder: Path, *, resume: boo
     Parameters
     ----------
     module : with the network and its weights at the start; `resume` replaces these by the checkpoint's
-    recipe : settled: the number of epochs is given, and whether to compile
+    recipe : settled: the number of epochs is given
     folder : of checkpoint and learning curve; exists
     resume : go on from the checkpoint in `folder`, which may be that of a finished fit
 
@@ -121,13 +120,6 @@ def with_epochs(optimization: _Section) -> _Section:
     if optimization.epochs is not None:
         return optimization
     return optimization.model_copy(update={"epochs": _EPOCHS if optimization.max_time is None else _MOST_EPOCHS})
-
-
-def worth_compiling(optimization: FitSection, steps_per_epoch: float) -> bool:
-    """Whether a run is long enough to gain by compiling, which takes minutes and halves the time of a step."""
-    assert optimization.epochs is not None
-    long_enough = optimization.max_time is None or optimization.max_time > _SHORTEST_TO_COMPILE
-    return long_enough and optimization.epochs * steps_per_epoch > _FEWEST_STEPS_TO_COMPILE
 
 
 def _trainer(recipe: RunSection, folder: Path) -> pl.Trainer:

@@ -48,7 +48,8 @@ class ParticleModule(TrainingModule):
             "trajectories": recipe.system.model_dump(mode="json", exclude={"cache"}),
             "network": recipe.network.model_dump(mode="json"),
         }
-        super().__init__(ParticleLoss(network), network, 1, fit_settings(recipe, **identity))
+        steps_per_epoch = len(training) / recipe.optimization.batch_size
+        super().__init__(ParticleLoss(network), network, 1, fit_settings(recipe, steps_per_epoch, **identity))
         self._training, self._validation = training, validation
         self._target, self._batch_size = recipe.system.target, recipe.optimization.batch_size
 

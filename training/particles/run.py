@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.caches import Cache
 
-from ..fit import check_machine, fit, with_epochs, worth_compiling
+from ..fit import check_machine, fit, with_epochs
 from ..folder import RunFiles, provenance_of
 from .datasets import FRAMES_AHEAD, INPUT_FRAME, charged_dataset, gravity_dataset
 from .graphs import ParticleSet
@@ -77,11 +77,8 @@ def run_particles(
     files.check(resume=resume, overwrite=overwrite)
     check_machine(recipe)
     sets = particle_sets(recipe.system)
-    recipe = _settled(recipe, len(sets["train"]))
-    with files.reserved():
-        files.check(resume=resume, overwrite=overwrite)
-        if overwrite and not resume:
-            files.forget()
+    recipe = _settled(recipe)
+    with files.reserved(resume=resume, overwrite=overwrite):
         provenance = provenance_of(recipe, {})
         files.write_recipe(recipe)
         with torch.random.fork_rng():  # the caller's random numbers stay as they are
@@ -177,9 +174,5 @@ def _simplest(system: SystemSection, particles: ParticleSet) -> NDArray[np.float
     return velocities * (duration if system.target == "positions" else 0.0)
 
 
-def _settled(recipe: ParticleRecipe, n_train: int) -> ParticleRecipe:
-    optimization = with_epochs(recipe.optimization)
-    compile_it = recipe.compile
-    if compile_it == "auto":
-        compile_it = worth_compiling(optimization, n_train / optimization.batch_size) or "auto"
-    return recipe.model_copy(update={"optimization": optimization, "compile": compile_it})
+def _settled(recipe: ParticleRecipe) -> ParticleRecipe:
+    return recipe.model_copy(update={"optimization": with_epochs(recipe.optimization)})
