@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {
         "_e3nn",
+        "_mkl",
         "caches",
         "checks",
         "configuration",

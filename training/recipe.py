@@ -117,14 +117,15 @@ class FitSection(Section):
         potentials about 30,000 steps: at least 20, at most 600
     max_time : such as ``30m`` or ``2h``. Fit and learning rates end in time; evaluation and report come after the fit
     optimizer : "muon" for the matrices of weights, with AdamW for the rest; or "adamw" for everything
-    muon_learning_rate : highest learning rate of Muon, see `ase_segnn.training.fit.optimizers`
+    muon_learning_rate : highest learning rate of Muon, see `ase_segnn.training.fit.optimizers`. Runs of more than
+        about 5,000 steps do better with less, such as 0.003
     learning_rate : highest learning rate of AdamW
     schedule : "cosine" lets the learning rates fall to zero at the end, "plateau" halves them after 10 validations
         without improvement, "constant" leaves them
     early_stopping : number of validations without improvement after which the run ends
     warmup_steps : steps in which the learning rates rise to the highest; at most a tenth of the run
-    weight_decay : of both optimizers. Without decay Muon lets the weights grow, and molecular dynamics far from the
-        data becomes unstable
+    weight_decay : of both optimizers. At rates of 0.01 Muon lets the weights grow without decay, and molecular dynamics
+        far from the data becomes unstable; at lower rates decay makes a potential worse, near the data and far from it
     ema_decay : of the exponential moving average of the weights; the averages are validated and kept. Early in a run
         the average is over a twentieth of the steps so far
     gradient_clip : largest norm of the gradient; null for no limit
@@ -137,12 +138,12 @@ class FitSection(Section):
     epochs: PositiveInt | None = None
     max_time: Duration | None = None
     optimizer: Literal["muon", "adamw"] = "muon"
-    muon_learning_rate: PositiveFloat = 0.01
-    learning_rate: PositiveFloat = 2e-3
+    muon_learning_rate: PositiveFloat = 0.005
+    learning_rate: PositiveFloat = 1e-3
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     early_stopping: PositiveInt | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 200
-    weight_decay: NonNegativeFloat = 0.1
+    weight_decay: NonNegativeFloat = 0.005
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     gradient_clip: PositiveFloat | None = 1.0
 
