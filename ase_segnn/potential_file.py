@@ -86,7 +86,7 @@ class PotentialHeader(Configuration):
 
     @model_validator(mode="after")
     def _check_format(self) -> PotentialHeader:
-        check_fits(self.format_version, self.config.network, self.n_members)
+        check_fits(self.format_version, self.config, self.n_members)
         return self
 
 
@@ -205,7 +205,7 @@ def _to_bytes(potential: Potential | Committee, provenance: Provenance) -> bytes
     weights = plain[_LENGTH_BYTES + n_table :]
     n_members = len(potential.members) if isinstance(potential, Committee) else 1
     header = PotentialHeader(
-        format_version=format_for(potential.config.network, n_members),
+        format_version=format_for(potential.config, n_members),
         units=UNITS,
         dtype="float64" if dtypes == {"float64"} else "float32",
         config=potential.config,

@@ -7,6 +7,7 @@ format  holds
 2       one potential
 3       a committee
 4       one potential or a committee, with products at nodes
+5       the same, with the shortest distances of the training
 ======  ==================================================================================
 
 A potential is written in the lowest format from 2 on that can hold it, so that older versions of ase-segnn read it.
@@ -16,22 +17,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from ase_segnn.model.config import NetworkConfig
+from ase_segnn.model.config import PotentialConfig
 
-NEWEST = 4
+NEWEST = 5
 _FIRST_WITH_COMMITTEES = 3
+_FIRST_WITH_PRODUCTS = 4
 _SINCE_PRODUCTS = ("correlation", "l_max_messages", "l_max_hidden")  # keys of the network
 
 
-def format_for(network: NetworkConfig, n_members: int) -> int:
-    """Return the lowest format that can hold potentials of this shape."""
-    if network.correlation > 1:
+def format_for(config: PotentialConfig, n_members: int) -> int:
+    """Return the lowest format that can hold potentials of this config."""
+    if config.shortest_distances is not None:
         return NEWEST
+    if config.network.correlation > 1:
+        return _FIRST_WITH_PRODUCTS
     return _FIRST_WITH_COMMITTEES if n_members > 1 else 2
 
 
-def check_fits(version: int, network: NetworkConfig, n_members: int) -> None:
-    """Check that a format can hold potentials of this shape.
+def check_fits(version: int, config: PotentialConfig, n_members: int) -> None:
+    """Check that a format can hold potentials of this config.
 
     Raises
     ------
@@ -39,8 +43,10 @@ def check_fits(version: int, network: NetworkConfig, n_members: int) -> None:
     """
     if version <= _FIRST_WITH_COMMITTEES and (n_members > 1) != (version == _FIRST_WITH_COMMITTEES):
         raise ValueError(f"n_members is {n_members}, formats 1 and 2 hold one potential, format 3 several")
-    if version < NEWEST and network.correlation > 1:
-        raise ValueError(f"correlation is {network.correlation}, and there is none before format 4")
+    if version < _FIRST_WITH_PRODUCTS and config.network.correlation > 1:
+        raise ValueError(f"correlation is {config.network.correlation}, and there is none before format 4")
+    if version < NEWEST and config.shortest_distances is not None:
+        raise ValueError("shortest_distances are given, and there are none before format 5")
 
 
 def to_format(header: dict[str, Any], version: int) -> dict[str, Any]:
@@ -52,9 +58,12 @@ def to_format(header: dict[str, Any], version: int) -> dict[str, Any]:
     version : of the format, 2 or later, that can hold the potential
     """
     header = dict(header)
+    config = dict(header["config"])
     if version < NEWEST:
-        network = {key: value for key, value in header["config"]["network"].items() if key not in _SINCE_PRODUCTS}
-        header["config"] = {**header["config"], "network": network}
+        del config["shortest_distances"]
+    if version < _FIRST_WITH_PRODUCTS:
+        config["network"] = {key: value for key, value in config["network"].items() if key not in _SINCE_PRODUCTS}
+    header["config"] = config
     if version < _FIRST_WITH_COMMITTEES:
         del header["n_members"]
     return header
@@ -70,7 +79,7 @@ def from_format(header: dict[str, Any], version: int) -> dict[str, Any]:
     """
     config = header.get("config")
     network = config.get("network") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(network, dict) or version == NEWEST:
+    if not isinstance(config, dict) or not isinstance(network, dict) or version >= _FIRST_WITH_PRODUCTS:
         return header
     network = {"correlation": 1, **network}
     if version == 1 and "n_radial_hidden" in network:

@@ -32,6 +32,8 @@ OPERATIONS: dict[str, Callable[..., Numbers]] = {
     "sqrt": np.sqrt,
     "exp": np.exp,
     "expm1": np.expm1,
+    "ramp": lambda x: np.maximum(x, 0),
+    "step": lambda x: (x > 0).astype(float),
 }
 
 

@@ -53,6 +53,7 @@ SHAPES = {
     "scalars alone": _with(_NATURAL, irreps_hidden="6x0e"),
     "products of order 2": _with(_NATURAL, correlation=2, n_layers=3, l_max_attributes=3, l_max_messages=2),
     "products of order 4": _with(_NATURAL, correlation=4, n_layers=1),
+    "shortest distances": _NATURAL.model_copy(update={"shortest_distances": {"H-H": 1.5, "H-O": 1.2, "Cu-Cu": 3.0}}),
     "odd first": _with(_NATURAL, irreps_hidden="4x1o+3x0o+5x0e", l_max_attributes=2),
 }
 

@@ -22,7 +22,7 @@ from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, reci
 
 from ase_segnn.caches import MOST_BYTES, Cache
 from ase_segnn.graphs.atomic_graph import AtomicGraph
-from ase_segnn.model.zbl import ZBLRepulsion
+from ase_segnn.model.zbl import ZBLRepulsion, ends_below
 from ase_segnn.training.data import Frame, FrameStore, Subset, TrainingData, least_squares_energies, sources
 from ase_segnn.training.data.reference_energies import isolated_atom_energies
 from ase_segnn.training.data.sources import DataFile, locate_all
@@ -192,10 +192,14 @@ def test_the_repulsion_ends_where_frames_begin(tmp_path: Path) -> None:
     near += Atoms("H2O", [[5.0, 0, 0], [5.8, 0, 0], [0, 0.9, 0]])  # 0.8 of 0.8 Å is more than two radii of H, 0.62 Å
     frames = [near, far, Atoms("O")]
     store = store_of(frames, tmp_path)
-    ends = Subset(store, np.arange(3)).repulsion_ends()
+    shortest = Subset(store, np.arange(3)).shortest_distances()
+    assert {pair: shortest[pair] for pair in ("O-Na", "O-O", "H-H")} == pytest.approx(
+        {"O-Na": 2.0, "O-O": 0.9, "H-H": 0.8}
+    )
+    ends = ends_below(shortest)
     assert ends == pytest.approx({"O-Na": 1.6, "O-O": 0.72})
-    assert Subset(store, np.array([1, 2])).repulsion_ends() == pytest.approx({"O-Na": 1.76})
-    assert Subset(store, np.array([2])).repulsion_ends() == {}
+    assert ends_below(Subset(store, np.array([1, 2])).shortest_distances()) == pytest.approx({"O-Na": 1.76})
+    assert Subset(store, np.array([2])).shortest_distances() == {}
     zbl = ZBLRepulsion([1, 8, 11], NETWORK.cutoff, ends)
     for atoms in frames:
         graph = AtomicGraph.from_atoms(atoms, NETWORK.cutoff)

@@ -30,6 +30,9 @@ CASES: dict[str, Callable[[Tape, int, int, int, int], list[int]]] = {
     "sqrt": lambda tape, x, _y, s, _t: [tape.multiply(x, tape.sqrt(s))],
     "exp": lambda tape, x, _y, s, _t: [tape.multiply(x, tape.exp(tape.scale(-0.7, s)))],
     "expm1": lambda tape, x, _y, s, _t: [tape.multiply(x, tape.expm1(tape.scale(-0.7, s)))],
+    "ramp": lambda tape, x, _y, s, t: [
+        tape.multiply(x, tape.ramp(tape.add(s, tape.scale(k, t)))) for k in (-1, -0.5, -2)
+    ],
     "spline": lambda tape, x, _y, s, _t: [tape.multiply(x, tape.spline(TABLE.leaf(), tape.scale(0.4, s)))],
 }
 
@@ -79,7 +82,7 @@ def test_every_operation_has_its_derivative(operation: str) -> None:
 
 def test_a_new_operation_needs_an_entry_in_every_table() -> None:
     assert CASES.keys() == _DERIVATIVES.keys()
-    assert {*_DERIVATIVES, "slope"} == cpp._OPERATIONS.keys()  # slopes are in backward passes alone
+    assert {*_DERIVATIVES, "slope", "step"} == cpp._OPERATIONS.keys()  # slopes are in backward passes alone
     assert {*OPERATIONS, "spline", "slope"} == cpp._OPERATIONS.keys()
     makes = {name for name in cpp._OPERATIONS if name != "slope"}
     assert all(callable(getattr(Tape, name)) for name in makes)
@@ -122,6 +125,10 @@ def test_of_what_nothing_depends_on_the_derivative_is_zero() -> None:
         (lambda tape, _: tape.sqrt(tape.constant(4)), 2),
         (lambda tape, _: tape.exp(tape.constant(0.5)), np.exp(0.5)),
         (lambda tape, _: tape.expm1(tape.constant(0.5)), np.expm1(0.5)),
+        (lambda tape, _: tape.ramp(tape.constant(0.5)), 0.5),
+        (lambda tape, _: tape.ramp(tape.constant(-0.5)), 0),
+        (lambda tape, _: tape.step(tape.constant(0.5)), 1),
+        (lambda tape, _: tape.step(tape.constant(-0.5)), 0),
         (lambda tape, _: tape.sigmoid(tape.constant(0.5)), 1 / (1 + np.exp(-0.5))),
     ],
 )

@@ -146,11 +146,20 @@ def test_an_extended_potential_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_known_pairs_keep_where_their_repulsion_ends() -> None:
     base = potential_of(CONFIGS["with ZBL"].model_copy(update={"zbl_ends": {"H-O": 0.9}}), "H", "O")
-    new = {"H-H": 0.5, "H-O": 0.8, "N-O": 1.1}
-    extended = start_from(base, ["N"], {"N": -5.0}, repulsion_ends=new)
-    assert extended.config.zbl_ends == {"H-O": 0.9, "N-O": 1.1}
+    new = {"H-H": 0.5, "H-O": 0.8, "N-O": 1.0, "N-N": 1.9}
+    extended = start_from(base, ["N"], {"N": -5.0}, shortest_distances=new)
+    assert extended.config.zbl_ends == {"H-O": 0.9, "N-O": 0.8}
+    assert extended.config.shortest_distances is None
     plain = potential_of(CONFIGS["with ZBL"].model_copy(update={"zbl": False}), "H", "O")
-    assert start_from(plain, ["N"], {"N": -5.0}, repulsion_ends=new).config.zbl_ends == {}
+    assert start_from(plain, ["N"], {"N": -5.0}, shortest_distances=new).config.zbl_ends == {}
+
+
+def test_shortest_distances_are_those_of_old_and_new_frames() -> None:
+    config = CONFIGS["with ZBL"].model_copy(update={"shortest_distances": {"H-O": 0.9, "O-O": 2.2}})
+    extended = start_from(
+        potential_of(config, "H", "O"), ["N"], {"N": -5.0}, shortest_distances={"H-O": 1.1, "O-O": 2.0, "N-N": 1.2}
+    )
+    assert extended.config.shortest_distances == {"H-O": 0.9, "O-O": 2.0, "N-N": 1.2}
 
 
 def test_random_numbers_of_the_caller_stay_as_they_are() -> None:

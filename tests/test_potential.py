@@ -49,6 +49,7 @@ def changed(**changes) -> PotentialConfig:
         {"average_neighbors": 8.0},
         {"zbl": False},
         {"zbl_ends": {"O-Si": 1.0}},
+        {"shortest_distances": {"O-Si": 3.0, "Si-Si": 4.0, "O-O": 4.0}},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -103,6 +104,26 @@ def test_zbl_adds_the_repulsion_to_both_atoms():
     assert (repulsion[1] @ axis) > 10
     far = graph_of("water", with_zbl)  # bonds are as long as the covalent radii
     assert abs(with_zbl.predict(far).energy - without.predict(far).energy).item() < 0.2
+
+
+def test_the_network_does_not_pull_at_atoms_closer_than_in_training():
+    """Two atoms alone: as without a shortest distance r from r on, and the repulsion alone below 0.6 r."""
+    configs = [changed(shortest_distances=shortest) for shortest in (None, {"H-O": 2.0})]
+    without, limited = (random_potential(config).double() for config in configs)
+    repulsion = without.zbl
+    for distance in (0.1, 0.5, 0.9, 1.19, 1.3, 1.7, 2.0, 2.1, 3.0):
+        graph = AtomicGraph.from_atoms(Atoms("OH", [[0, 0, 0], [0, 0, distance]]), limited.cutoff)
+        free, found = (potential.predict(graph).forces[1, 2].item() for potential in (without, limited))
+        d = torch.tensor([distance], dtype=torch.float64, requires_grad=True)
+        species = limited.species_of_number[[8]], limited.species_of_number[[1]]
+        (slope,) = torch.autograd.grad(repulsion(d, *species).sum(), d)
+        if distance >= 2:
+            assert found == free
+        elif distance < 1.2:
+            assert found == pytest.approx(-slope.item(), abs=1e-12)
+            assert abs(found - free) > 1e-3
+        else:
+            assert abs(found + slope.item()) > 1e-4
 
 
 @pytest.mark.parametrize("energy", [-29943.1 / 3, -13.587222780835477])
@@ -270,6 +291,8 @@ def test_species_are_told_apart_by_symbol_not_by_order():
         ({"energy_shifts": {"Fe": 1.0, "Ar": 2.0}}, "energy shifts name Ar, Fe, which is none of the elements"),
         ({"zbl_ends": {"O-H": 1.0, "C-O": 1.0}}, "zbl_ends name O-H; pairs are named as 'H-Cu', of the elements"),
         ({"zbl_ends": {"H-O": 0.0}}, "greater than 0"),
+        ({"shortest_distances": {"O-H": 1.0}}, "shortest_distances name O-H; pairs are named as 'H-Cu'"),
+        ({"shortest_distances": {"H-O": -1.0}}, "greater than 0"),
         ({"energy_scale": 0.0}, "greater than 0"),
         ({"cutoff": -1.0}, "greater than 0"),
         ({"n_layers": 0}, "greater than or equal to 1"),

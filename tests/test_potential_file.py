@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from ase import Atoms
+from random_potentials import SHAPES, random_potential
 
 from ase_segnn import Committee, SEGNNCalculator
 from ase_segnn.model.config import NetworkConfig, PotentialConfig
@@ -144,6 +145,18 @@ def test_a_single_potential_is_written_as_older_versions_read_it(path: Path) -> 
     assert header["format_version"] == 2
 
 
+def test_shortest_distances_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "limited.safetensors"
+    potential = random_potential(SHAPES["shortest distances"])
+    save_potential(potential, path, provenance=PROVENANCE)
+    assert read_header(path).format_version == 5
+    assert load_potential(path).config == potential.config
+    assert same(load_potential(path), potential)
+    rewrite(path, {"format_version": 4})
+    with pytest.raises(PotentialFileError, match="shortest_distances are given, and there are none before format 5"):
+        load_potential(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,8 +202,9 @@ def test_files_of_format_1_still_load() -> None:
 
 
 def test_keys_that_came_later_may_be_missing(path: Path, potential: Potential) -> None:
-    """Files from before products of messages have no keys for them."""
+    """Files from before products of messages and shortest distances have no keys for them."""
     config = read_header(path).config.model_dump(mode="json")
+    del config["shortest_distances"]
     for key in ("correlation", "l_max_messages", "l_max_hidden"):
         del config["network"][key]
     rewrite(path, {"config": config})
@@ -312,7 +326,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     [
         (
             {"format_version": 7, "unheard_of": 1},
-            r"newer ase-segnn \(format 7, this one reads up to 4\); upgrade with pip install -U ase-segnn",
+            r"newer ase-segnn \(format 7, this one reads up to 5\); upgrade with pip install -U ase-segnn",
         ),
         ({"format_version": "1"}, "its format version is '1'"),
         ({"format_version": 0}, "its format version is 0"),

@@ -121,7 +121,7 @@ def adapted(potential: Potential, data: TrainingData) -> Potential:
     elements = data.training.elements()
     given = data.origin_of_references != "least squares"
     energies = {s: data.reference_energies[s] for s in elements if given or s not in potential.elements}
-    copy = start_from(potential, elements, energies, repulsion_ends=data.training.repulsion_ends())
+    copy = start_from(potential, elements, energies, shortest_distances=data.training.shortest_distances())
     labels = data.training.energies()
     labeled = np.isfinite(labels)
     if labeled.any():

@@ -16,6 +16,7 @@ from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
+from ase_segnn.model.zbl import ends_below, nearest
 from ase_segnn.physics.verdicts import Verdict
 from ase_segnn.potential_file import save_potential
 from ase_segnn.quantities import LABELS, shown_errors
@@ -318,12 +319,12 @@ def _name(recipe: Recipe, number: int) -> str:
 def _new_potential(recipe: Recipe, data: TrainingData, beside: Subset | None = None) -> Potential:
     """Build the potential with statistics of the training frames and random weights.
 
-    The repulsion of nuclei leaves the frames `beside` alone as well.
+    Shortest distances are those of the training frames and the frames `beside` them.
     """
     training = data.training
-    ends = training.repulsion_ends()
-    for pair, end in {} if beside is None else beside.repulsion_ends().items():
-        ends[pair] = min(end, ends.get(pair, end))
+    shortest = training.shortest_distances()
+    if beside is not None:
+        shortest = nearest(shortest, beside.shortest_distances())
     config = PotentialConfig(
         elements=training.elements(),
         reference_energies=data.reference_energies,
@@ -331,7 +332,8 @@ def _new_potential(recipe: Recipe, data: TrainingData, beside: Subset | None = N
         energy_scale=max(training.forces_rms(), 1e-3),
         average_neighbors=max(training.average_neighbors(), 1.0),
         zbl=recipe.zbl,
-        zbl_ends=ends if recipe.zbl else {},
+        zbl_ends=ends_below(shortest) if recipe.zbl else {},
+        shortest_distances=shortest if recipe.zbl else None,
         network=recipe.network,
     )
     potential = Potential(config)

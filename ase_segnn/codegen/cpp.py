@@ -28,6 +28,8 @@ _OPERATIONS = {
     "sqrt": "std::sqrt({})",
     "exp": "std::exp({})",
     "expm1": "std::expm1({})",
+    "ramp": "{0} > 0 ? {0} : 0",
+    "step": "{} > 0 ? 1 : 0",
     "spline": "{splines}.value({place} + c)",
     "slope": "{splines}.slope({place} + c)",
 }

@@ -220,12 +220,15 @@ class _Backward:
     def _stores(self, step: Loop, array: Array, adjoints: Mapping[Leaf, int]) -> list[Store]:
         """Store or add gradients; the first who writes an array writes all of it."""
         gradient, adds = self._to_write(array)
+        at = next(iter(adjoints)).at
+        zero = self._tape.constant(0)
+        if not adds and step.below is not None:  # edges that the loop passes over have a gradient of zero
+            cleared = [Store(leaf._replace(array=gradient, at=at), zero) for leaf in array.leaves()]
+            self.steps.append(loop_of(self._tape, f"clear_{gradient.name}", step.over, cleared))
+            adds = True
         stores = [Store(leaf._replace(array=gradient), adjoint, adds) for leaf, adjoint in adjoints.items()]
         if not adds:
-            at = next(iter(adjoints)).at
-            zero = self._tape.constant(0)
             missing = [leaf._replace(at=at) for leaf in array.leaves() if leaf._replace(at=at) not in adjoints]
-            assert step.below is None
             stores += [Store(leaf._replace(array=gradient), zero) for leaf in missing]
         return stores
 

@@ -74,6 +74,14 @@ class Tape:
         """Return exp(a) - 1 of a scalar."""
         return self._function("expm1", a, math.expm1)
 
+    def ramp(self, a: int) -> int:
+        """Return the larger of a scalar and 0; its derivative is `step`."""
+        return self._function("ramp", a, lambda x: max(x, 0.0))
+
+    def step(self, a: int) -> int:
+        """Return 1 where a scalar is positive, else 0."""
+        return self._function("step", a, lambda x: float(x > 0))
+
     def scale(self, factor: float, a: int) -> int:
         """Return a times a number."""
         return self.multiply(self.constant(factor), a)
@@ -185,5 +193,6 @@ _DERIVATIVES: dict[str, Callable[[Tape, int, Node], tuple[int | None, ...]]] = {
     "sqrt": lambda tape, y, _node: (tape.divide(tape.constant(0.5), y),),
     "exp": lambda _tape, y, _node: (y,),
     "expm1": lambda tape, y, _node: (tape.add(y, tape.constant(1)),),
+    "ramp": lambda tape, _y, node: (tape.step(node.operands[0]),),
     "spline": _spline_slope,
 }

@@ -15,6 +15,7 @@ from ase_segnn.codegen.rules import build, builds
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.potential import Potential
+from ase_segnn.model.radial import WIDTH
 from ase_segnn.model.zbl import ENVELOPE_POWER, SCREENING_EXPONENTS, SCREENING_FACTORS, ZBLRepulsion
 
 VECTORS = Array("", "vectors", "edge", 3, is_double=True)  # what is given
@@ -30,13 +31,14 @@ class Geometry(NamedTuple):
 
     Parameters
     ----------
-    attributes, weights : of edges
+    attributes, weights, distances : of edges; the distances are those that the network sees
     node_attributes : sums over the edges of an atom
     starts : first component of each copy of an attribute
     """
 
     attributes: Array
     weights: Array
+    distances: Array
     node_attributes: Array
     starts: list[int]
 
@@ -56,25 +58,42 @@ def geometry_of(b: Builder, potential: Potential, overlap: Array) -> Geometry:
     harmonics = build(b, potential.harmonics, [tape.multiply(x, inverse) for x in vector])
     cutoff = b.setting("cutoff", potential.cutoff)
     average = b.setting("average_neighbors", potential.config.average_neighbors)
-    u = envelope(tape, tape.divide(distance, cutoff), potential.config.network.envelope_power)
+    stores = [Store(DISTANCES.leaf(at="edge"), distance)]
+    seen, distances = distance, DISTANCES
+    if potential.shortest is not None:
+        shortest = b.constant(Array("", "shortest", "pair", 1, is_double=True), potential.shortest[..., None])
+        seen = seen_distance(tape, distance, b.read(shortest, at="edge")[0])
+        distances = Array("", "seen_distances", "edge", 1, is_double=True)
+        stores.append(Store(distances.leaf(at="edge"), seen))
+    u = envelope(tape, tape.divide(seen, cutoff), potential.config.network.envelope_power)
     attributes = Array("", "edge_attributes", "edge", len(harmonics))
     node_attributes = Array("", "node_attributes", "node", network.irreps_node_attributes.dim)
     weights = Array("", "edge_weights", "edge", 1)
     faded = tape.divide(u, average)
-    stores = [Store(DISTANCES.leaf(at="edge"), distance), Store(overlap.leaf(), u)]
+    stores.append(Store(overlap.leaf(), u))
     stores.append(Store(weights.leaf(at="edge"), tape.divide(u, tape.sqrt(average))))
     # the first component of an attribute is 1 and never read
     stores += [Store(attributes.leaf(k, at="edge"), x) for k, x in enumerate(harmonics) if k > 0]
     sums = range(1, node_attributes.components)
     stores += [Store(node_attributes.leaf(k), tape.multiply(faded, harmonics[k])) for k in sums]
     b.edges("geometry", stores)
-    return Geometry(attributes, weights, node_attributes, starts_of_copies(network.irreps_edge_attributes))
+    return Geometry(attributes, weights, distances, node_attributes, starts_of_copies(network.irreps_edge_attributes))
 
 
 def starts_of_copies(irreps: Irreps) -> list[int]:
     """Return the first component of each copy of an attribute."""
     dims = [ir.dim for mul, ir in irreps for _ in range(mul)]
     return [sum(dims[:k]) for k in range(len(dims))]
+
+
+def seen_distance(tape: Tape, distance: int, shortest: int) -> int:
+    """Return `ase_segnn.model.radial.seen_distances`."""
+    one, width = tape.constant(1), tape.scale(WIDTH, shortest)
+    x = tape.ramp(tape.divide(tape.add(shortest, tape.scale(-1, distance)), width))
+    over = tape.ramp(tape.add(x, tape.constant(-1)))
+    x = tape.add(x, tape.scale(-1, over))
+    cubic = tape.multiply(tape.multiply(x, x), tape.multiply(x, tape.add(one, tape.scale(-0.5, x))))
+    return tape.add(distance, tape.multiply(width, tape.add(over, cubic)))
 
 
 def envelope(tape: Tape, x: int, p: int) -> int:

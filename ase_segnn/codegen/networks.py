@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ase_segnn.codegen.arrays import Array, At
 from ase_segnn.codegen.builder import Builder, Feature, Features, filled
-from ase_segnn.codegen.geometry import DISTANCES, Geometry, starts_of_copies
+from ase_segnn.codegen.geometry import Geometry, starts_of_copies
 from ase_segnn.codegen.layers import hidden, one_scalar
 from ase_segnn.codegen.messages import MessageShape, Sent, messages_of_edge
 from ase_segnn.codegen.program import Store
@@ -123,7 +123,7 @@ def message_network(
     n_functions = shape.n_added + shape.n_factors
     table = b.vectors("radial", "knot", 1, n_functions)
     b.constant(table, _splines(potential, message))
-    [distance] = b.read(DISTANCES, at="edge")
+    [distance] = b.read(geometry.distances, at="edge")
     attribute = geometry.attribute(b, geometry.attributes, "edge")
     [weight] = b.read(geometry.weights, at="edge")
     sums = messages_of_edge(

@@ -183,6 +183,9 @@ class PotentialConfig(Configuration):
     zbl : add the Ziegler-Biersack-Littmark repulsion of the nuclei at short range
     zbl_ends : Å, end of the repulsion per pair of elements, named "H-C" with the lighter one first; default: the sum of
         the covalent radii
+    shortest_distances : Å, per pair of elements, the shortest distance in training; what the network sees of closer
+        atoms is `ase_segnn.model.radial.seen_distances`. Pairs that are not named have the sum of the covalent radii.
+        None: the network sees all distances as they are
     network : shape of the network
     """
 
@@ -193,6 +196,7 @@ class PotentialConfig(Configuration):
     average_neighbors: PositiveFloat = 16.0
     zbl: bool = False
     zbl_ends: dict[str, PositiveFloat] = {}
+    shortest_distances: dict[str, PositiveFloat] | None = None
     network: NetworkConfig = NetworkConfig()
 
     @model_validator(mode="after")
@@ -211,12 +215,13 @@ class PotentialConfig(Configuration):
         if unknown:
             raise ValueError(f"energy shifts name {', '.join(sorted(unknown))}, which is none of the elements")
         lightest_first = sorted(self.elements, key=atomic_numbers.__getitem__)
-        unknown = set(self.zbl_ends) - set(map("-".join, combinations_with_replacement(lightest_first, 2)))
-        if unknown:
-            raise ValueError(
-                f"zbl_ends name {', '.join(sorted(unknown))}; pairs are named as '{lightest_first[0]}-"
-                f"{lightest_first[-1]}', of the elements {', '.join(self.elements)} and the lighter one first"
-            )
+        pairs = set(map("-".join, combinations_with_replacement(lightest_first, 2)))
+        for key, named in (("zbl_ends", self.zbl_ends), ("shortest_distances", self.shortest_distances or {})):
+            if not named.keys() <= pairs:
+                raise ValueError(
+                    f"{key} name {', '.join(sorted(named.keys() - pairs))}; pairs are named as '{lightest_first[0]}-"
+                    f"{lightest_first[-1]}', of the elements {', '.join(self.elements)} and the lighter one first"
+                )
         return self
 
     @property

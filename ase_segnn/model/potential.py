@@ -17,10 +17,10 @@ from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.constants import ModuleWithConstants
 from ase_segnn.model.irreps import Irreps
-from ase_segnn.model.radial import bessel_basis, polynomial_envelope
+from ase_segnn.model.radial import bessel_basis, polynomial_envelope, seen_distances
 from ase_segnn.model.segnn import SEGNN
 from ase_segnn.model.steerable import sum_to
-from ase_segnn.model.zbl import ZBLRepulsion
+from ase_segnn.model.zbl import ZBLRepulsion, by_pair
 
 
 def _nothing() -> None:
@@ -95,6 +95,8 @@ class Potential(ModuleWithConstants):
     the energy of an isolated atom is exactly its reference energy, and energies go there smoothly as a structure comes
     apart.
 
+    With `shortest_distances`, u and the radial functions are those of `seen_distances`.
+
     Species enter as one-hot scalars. The attribute of an edge is the spherical harmonics of its direction. The
     attribute of a node is the sum of its edge attributes times u over `average_neighbors`, up to the degree
     `l_max_node_attributes`, with a scalar part of 1.
@@ -111,6 +113,7 @@ class Potential(ModuleWithConstants):
     reference_energies: Tensor
     energy_shifts: Tensor
     one_hot: Tensor
+    shortest: Tensor | None
 
     def __init__(self, config: PotentialConfig) -> None:
         super().__init__()
@@ -142,6 +145,11 @@ class Potential(ModuleWithConstants):
             message_gates=2 if network.gated_messages else 1,
             unit_scalar_attributes=True,
         )
+        if config.shortest_distances is None:
+            self.shortest = None
+        else:
+            shortest = by_pair(numbers, config.shortest_distances)
+            self.register_constant("shortest", np.minimum(shortest, network.cutoff), always_float64=True)
         self.zbl = ZBLRepulsion(numbers, network.cutoff, config.zbl_ends) if config.zbl else None
 
     @property
@@ -190,7 +198,10 @@ class Potential(ModuleWithConstants):
         species = self.species_of_number[graph.atomic_numbers]
         distances = torch.linalg.vector_norm(edge_vectors, dim=1)
         directions = (edge_vectors / distances[:, None]).to(self.dtype)
-        d = distances.to(self.dtype)
+        seen = distances
+        if self.shortest is not None:
+            seen = seen_distances(distances, self.shortest[species[centers], species[graph.neighbors]])
+        d = seen.to(self.dtype)
 
         envelope = polynomial_envelope(d, self.cutoff, self.config.network.envelope_power)
         edge_attributes = self.harmonics(directions)

@@ -1,4 +1,4 @@
-"""Functions of the distance: the radial basis of messages, and the envelope that fades messages out at the cutoff."""
+"""Functions of the distance: the radial basis of messages, their envelope, and what both see of close atoms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor
+
+WIDTH = 0.4  # of the range in which distances stop to be seen, in shortest distances
 
 
 def polynomial_envelope(distances: Tensor, cutoff: float, p: int = 6) -> Tensor:
@@ -54,3 +56,24 @@ def bessel_basis(distances: Tensor, cutoff: float, n_basis: int) -> Tensor:
     orders = torch.arange(1, n_basis + 1, dtype=distances.dtype, device=distances.device)
     distances = distances[:, None]
     return math.sqrt(2 / cutoff) * torch.sin(orders * (math.pi / cutoff) * distances) / distances
+
+
+def seen_distances(distances: Tensor, shortest: Tensor) -> Tensor:
+    r"""Return the distances that a network sees: the true ones down to the shortest of its training, then hardly less.
+
+    .. math:: s(d) = d + w \left(\max(0, x - 1) + \bar x^3 - \tfrac12 \bar x^4\right), \quad
+              x = \frac{r - d}{w}, \quad w = 0.4\,r, \quad \bar x = \min(\max(x, 0), 1)
+
+    So s is d from r on and 0.8 r up to 0.6 r, with two continuous derivatives. This is the project's own: networks
+    extrapolate without bounds, and below 0.6 r nothing of that is left in the force between two atoms.
+
+    Parameters
+    ----------
+    distances : (E,) Å
+    shortest : (E,) Å, r of each pair
+    """
+    width = WIDTH * shortest
+    x = ((shortest - distances) / width).clamp(min=0)
+    over = (x - 1).clamp(min=0)
+    x = x - over
+    return distances + width * (over + x**3 * (1 - x / 2))

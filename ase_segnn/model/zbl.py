@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from ase import units
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ase_segnn.model.constants import ModuleWithConstants
@@ -16,6 +17,7 @@ from ase_segnn.model.radial import polynomial_envelope
 SCREENING_FACTORS = (0.18175, 0.50986, 0.28022, 0.02817)
 SCREENING_EXPONENTS = (3.19980, 0.94229, 0.40290, 0.20162)
 ENVELOPE_POWER = 6
+MARGIN = 0.8  # of the shortest distances; networks are good somewhat beyond their data, and hotter frames come closer
 _COULOMB = units.Hartree * units.Bohr  # e^2 / (4 pi epsilon_0) in eV Å
 
 
@@ -27,6 +29,30 @@ def pair_name(number: int, other: int) -> str:
 def usual_end(number: int, other: int) -> float:
     """Sum of the covalent radii of two elements, Å."""
     return float(covalent_radii[number] + covalent_radii[other])
+
+
+def ends_below(shortest: Mapping[str, float]) -> dict[str, float]:
+    """Return the ends of the repulsion, Å, that leave distances alone that are somewhat shorter than some.
+
+    An end is 0.8 of the shortest distance of the pair. Pairs whose usual end is smaller are left out.
+
+    Parameters
+    ----------
+    shortest : Å, by name of a pair
+    """
+    usual = {pair: usual_end(*(atomic_numbers[symbol] for symbol in pair.split("-"))) for pair in shortest}
+    return {pair: MARGIN * distance for pair, distance in shortest.items() if MARGIN * distance < usual[pair]}
+
+
+def nearest(lengths: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """Return the smaller length of each pair that one or both name."""
+    both = {**others, **lengths}
+    return {pair: min(length, others.get(pair, length)) for pair, length in both.items()}
+
+
+def by_pair(numbers: Sequence[int], given: Mapping[str, float]) -> NDArray[np.float64]:
+    """Return the lengths of all pairs of some elements, (S, S): what is given by name, else `usual_end`."""
+    return np.array([[given.get(pair_name(a, b), usual_end(a, b)) for b in numbers] for a in numbers])
 
 
 class ZBLRepulsion(ModuleWithConstants):
@@ -61,9 +87,7 @@ class ZBLRepulsion(ModuleWithConstants):
         z = np.array(numbers, dtype=np.float64)
         factors = _COULOMB * np.multiply.outer(z, z)
         per_length = np.add.outer(z**0.23, z**0.23) / 0.46850
-        given = ends or {}
-        lengths = [[given.get(pair_name(a, b), usual_end(a, b)) for b in numbers] for a in numbers]
-        pairs = np.stack([factors, per_length, np.minimum(lengths, cutoff)], axis=-1)
+        pairs = np.stack([factors, per_length, np.minimum(by_pair(numbers, ends or {}), cutoff)], axis=-1)
         self.register_constant("pairs", pairs, always_float64=True)
 
     def forward(self, distances: Tensor, species_i: Tensor, species_j: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ase_segnn.labels import LABELS
-from ase_segnn.model.zbl import pair_name, usual_end
+from ase_segnn.model.zbl import pair_name
 
 from .batches import LabeledGraph
 from .frames import Frame
@@ -19,8 +19,6 @@ from .store import FrameStore
 
 _MOST_BYTES_IN_MEMORY = 2 * 2**30  # of graphs; larger data are read from disk whenever they are needed
 _BYTES_PER_EDGE, _BYTES_PER_ATOM = 40, 80
-# Of the shortest distances; networks are good somewhat beyond their data, and hotter frames come closer.
-_MARGIN = 0.8
 
 
 class Subset(Dataset[LabeledGraph]):
@@ -100,19 +98,14 @@ class Subset(Dataset[LabeledGraph]):
         """Mean number of neighbors of an atom within the cutoff."""
         return float(self.store.n_edges[self.indices].sum() / self.store.n_atoms[self.indices].sum())
 
-    def repulsion_ends(self) -> dict[str, float]:
-        """Return the ends of the repulsion of nuclei, Å, that leave these frames and somewhat closer ones alone.
-
-        The end for a pair of elements is 0.8 of their shortest distance. Pairs whose usual end is smaller are left out;
-        see `ase_segnn.model.zbl.ZBLRepulsion`.
-        """
-        ends: dict[str, float] = {}
+    def shortest_distances(self) -> dict[str, float]:
+        """Shortest distances of pairs of elements within the cutoff, Å, named as of `ase_segnn.model.zbl.pair_name`."""
+        shortest: dict[str, float] = {}
         for index in self.indices:
             for pair, distance in self[int(index)].graph.shortest_distances().items():
-                name, end = pair_name(*pair), _MARGIN * distance
-                if end < ends.get(name, usual_end(*pair)):
-                    ends[name] = end
-        return ends
+                name = pair_name(*pair)
+                shortest[name] = min(distance, shortest.get(name, distance))
+        return shortest
 
 
 def whole(store: FrameStore) -> Subset:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
+from ase_segnn.model.zbl import ends_below, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def start_from(
     elements: Sequence[str],
     reference_energies: Mapping[str, float],
     energy_shifts: Mapping[str, float] | None = None,
-    repulsion_ends: Mapping[str, float] | None = None,
+    shortest_distances: Mapping[str, float] | None = None,
 ) -> Potential:
     r"""Copy a potential, ready to be trained further, and teach the copy new elements.
 
@@ -45,8 +46,9 @@ def start_from(
     reference_energies : eV, of new elements, and of known ones where the base's are to be replaced
     energy_shifts : eV per atom, likewise; new elements that are not named get the mean of the base's. `adapt_energies`
         finds better ones
-    repulsion_ends : Å, of the repulsion of nuclei if `base` has one, see `ase_segnn.model.config.PotentialConfig`;
-        those of pairs of known elements stay
+    shortest_distances : Å, per pair of elements, in the frames to be learned. If `base` has a repulsion of nuclei, it
+        ends below them for pairs with a new element, and stays for others. If the base knows shortest distances, they
+        become those of all frames; see `ase_segnn.model.config.PotentialConfig`
 
     Returns
     -------
@@ -61,17 +63,20 @@ def start_from(
     n_known = len(config.elements)
     shifts = {symbol: config.energy_shifts.get(symbol, 0.0) for symbol in config.elements}
     mean_shift = sum(shifts.values()) / n_known
+    given = shortest_distances or {}
     ends = {
         pair: end
-        for pair, end in (repulsion_ends or {}).items()
+        for pair, end in ends_below(given).items()
         if config.zbl and not set(pair.split("-")) <= set(config.elements)
     }
+    known = config.shortest_distances
     extended = PotentialConfig.model_validate(
         {
             **config.model_dump(),
             "elements": tuple(dict.fromkeys((*config.elements, *elements))),
             "reference_energies": {**config.reference_energies, **reference_energies},
             "zbl_ends": {**config.zbl_ends, **ends},
+            "shortest_distances": None if known is None else nearest(known, given),
             "energy_shifts": {**dict.fromkeys(elements, mean_shift), **shifts, **(energy_shifts or {})},
         }
     )
