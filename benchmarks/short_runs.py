@@ -83,12 +83,13 @@ def use_plain_activations() -> None:
 
 
 def network_keys(network: str) -> dict[str, Any]:
-    """Keys of a recipe's network from IRREPS:LAYERS[:KEY=VALUE...]."""
+    """Keys of a recipe's network from IRREPS:LAYERS[:KEY=VALUE...], without products of sums by default."""
     irreps, layers, *others = network.split(":")
     return {
         "irreps_hidden": irreps,
         "l_max_attributes": max(int(term.rstrip("eo").split("x")[1]) for term in irreps.split("+")),
         "n_layers": int(layers),
+        "correlation": 1,
         **{key: yaml.safe_load(value) for key, value in (other.split("=") for other in others)},
     }
 

@@ -88,7 +88,7 @@ def ase_segnn(
     from ase_segnn.potential_file import read_header
     from ase_segnn.potentials import path_of
 
-    network = NetworkConfig(irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2)
+    network = NetworkConfig(irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2, correlation=1)
     potential = Potential(
         PotentialConfig(
             elements=tuple(ELEMENTS),

@@ -20,7 +20,9 @@ from ase_segnn.training.data.batches import LabeledGraph
 from ase_segnn.training.data.frames import Frame
 from ase_segnn.training.data.store import FrameStore
 
-NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="6x0e+3x1o", l_max_attributes=1, n_layers=1, n_radial=4)
+NETWORK = NetworkConfig(
+    cutoff=4.0, irreps_hidden="6x0e+3x1o", l_max_attributes=1, n_layers=1, n_radial=4, correlation=1
+)
 
 
 def labeled_clusters(n_frames: int = 12, seed: int = 0) -> list[Atoms]:

@@ -19,7 +19,9 @@ def _config(irreps: str, l_max: int, *, zbl: bool) -> PotentialConfig:
         energy_scale=2.0,
         average_neighbors=12.0,
         zbl=zbl,
-        network=NetworkConfig(cutoff=CUTOFF, irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2, n_radial=6),
+        network=NetworkConfig(
+            cutoff=CUTOFF, irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2, n_radial=6, correlation=1
+        ),
     )
 
 

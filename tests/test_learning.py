@@ -31,7 +31,7 @@ pytestmark = needs_compiler
 
 SYSTEMS = systems()
 QUICK = ("products", "products of order 4", "scalars alone", "attributes of nodes")
-NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="8x0e+8x1o", n_radial=4, radial_hidden=(8,))
+NETWORK = NetworkConfig(cutoff=4.0, irreps_hidden="8x0e+8x1o", correlation=1, n_radial=4, radial_hidden=(8,))
 
 
 def graph_of(potential: Potential, *names: str) -> AtomicGraph:

@@ -48,7 +48,9 @@ def potential() -> Potential:
     config = PotentialConfig(
         elements=("H", "O"),
         reference_energies={"H": -13.587222780835477, "O": -29943.1 / 3},
-        network=NetworkConfig(cutoff=4.0, irreps_hidden="4x0e+2x1o", l_max_attributes=1, n_layers=1, n_radial=3),
+        network=NetworkConfig(
+            cutoff=4.0, irreps_hidden="4x0e+2x1o", l_max_attributes=1, n_layers=1, n_radial=3, correlation=1
+        ),
     )
     return Potential(config)
 

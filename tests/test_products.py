@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from labeled import NETWORK, labeled_clusters, recipe_for, tiny_potential, write_frames
+from labeled import NETWORK, labeled_clusters, recipe_for, write_frames
 from random_potentials import SHAPES, random_potential
 from rotations import ROTATIONS, orthogonal_matrix, randn, transform
 from systems import systems
@@ -424,7 +424,7 @@ def test_node_attributes_of_degree_0_may_be_named() -> None:
 
 
 def test_rounds_with_and_without_products() -> None:
-    plain = NetworkConfig(irreps_hidden="8x0e+4x1o").rounds()
+    plain = NetworkConfig(irreps_hidden="8x0e+4x1o", correlation=1).rounds()
     features = Irreps("8x0e+4x1o")
     assert [tuple(each) for each in plain] == [(features, features, features, features, 1)] * 2
     first, second = NetworkConfig(irreps_hidden="8x0e+4x1o", correlation=2, l_max_hidden=0).rounds()
@@ -436,15 +436,3 @@ def test_rounds_with_and_without_products() -> None:
 def test_the_shape_in_words_tells_of_products() -> None:
     assert PRODUCTS.shape == "2 layers, 4x0e+4x1o, attributes up to l = 1, products up to order 3"
     assert "products" not in NETWORK.shape
-
-
-def test_files_and_recipes_from_before_products_mean_the_same(tmp_path: Path) -> None:
-    new = ("correlation", "l_max_messages", "l_max_hidden")
-    old = {key: value for key, value in NETWORK.model_dump().items() if key not in new}
-    assert NetworkConfig.model_validate(old) == NETWORK
-    assert recipe_for(tmp_path / "frames.xyz", network=old).network == NETWORK
-    potential = tiny_potential()
-    assert not any("products" in name for name in potential.state_dict())
-    before = potential.config.model_dump()
-    before["network"] = old
-    assert PotentialConfig.model_validate(before) == potential.config

@@ -25,7 +25,9 @@ def test_repr_of_potentials(committee: Committee) -> None:
 
 def test_repr_of_a_potential_for_many_elements() -> None:
     elements = ["H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg"]
-    network = NetworkConfig(irreps_hidden="2x0e+2x1o", n_layers=1, l_max_attributes=2, l_max_node_attributes=1)
+    network = NetworkConfig(
+        irreps_hidden="2x0e+2x1o", n_layers=1, l_max_attributes=2, l_max_node_attributes=1, correlation=1
+    )
     config = PotentialConfig(elements=elements, reference_energies=dict.fromkeys(elements, 0.0), network=network)
     assert repr(Potential(config)) == (
         "Potential(H He Li Be B C N O F Ne and 2 more, cutoff 5 Å, 1 layer, 2x0e+2x1o, attributes up to l = 2 at edges "

@@ -52,7 +52,8 @@ def with_keys_of_today(recipe: dict[str, Any]) -> dict[str, Any]:
         end = optimization.pop(f"{label}_weight_end", None)
         if end is not None:
             optimization[f"{label}_weight"] = [optimization[f"{label}_weight"], end]
-    return {**recipe, "optimization": optimization}
+    network = {"correlation": 1, **recipe["network"]}
+    return {**recipe, "network": network, "optimization": optimization}
 
 
 def test_what_is_shipped() -> None:

@@ -15,7 +15,7 @@ from ase_segnn.codegen.rules import build, builds
 from ase_segnn.model.angular import SphericalHarmonics
 from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.potential import Potential
-from ase_segnn.model.radial import WIDTH
+from ase_segnn.model.radial import END, START
 from ase_segnn.model.zbl import ENVELOPE_POWER, SCREENING_EXPONENTS, SCREENING_FACTORS, ZBLRepulsion
 
 VECTORS = Array("", "vectors", "edge", 3, is_double=True)  # what is given
@@ -88,8 +88,8 @@ def starts_of_copies(irreps: Irreps) -> list[int]:
 
 def seen_distance(tape: Tape, distance: int, shortest: int) -> int:
     """Return `ase_segnn.model.radial.seen_distances`."""
-    one, width = tape.constant(1), tape.scale(WIDTH, shortest)
-    x = tape.ramp(tape.divide(tape.add(shortest, tape.scale(-1, distance)), width))
+    one, width = tape.constant(1), tape.scale(START - END, shortest)
+    x = tape.ramp(tape.divide(tape.add(tape.scale(START, shortest), tape.scale(-1, distance)), width))
     over = tape.ramp(tape.add(x, tape.constant(-1)))
     x = tape.add(x, tape.scale(-1, over))
     cubic = tape.multiply(tape.multiply(x, x), tape.multiply(x, tape.add(one, tape.scale(-0.5, x))))

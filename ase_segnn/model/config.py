@@ -50,7 +50,7 @@ class NetworkConfig(Configuration):
     l_max_attributes: Annotated[int, Field(ge=1, le=6)] = 2
     l_max_node_attributes: Annotated[int, Field(ge=0)] | None = None
     n_layers: PositiveInt = 2
-    correlation: Annotated[int, Field(ge=1, le=4)] = 1
+    correlation: Annotated[int, Field(ge=1, le=4)] = 3
     l_max_messages: Annotated[int, Field(ge=0)] | None = None
     l_max_hidden: Annotated[int, Field(ge=0)] | None = None
     n_radial: PositiveInt = 8
