@@ -7,7 +7,7 @@ format  holds
 2       one potential
 3       a committee
 4       one potential or a committee, with products at nodes
-5       the same, with the shortest distances of the training
+5       the same, with bounded products and the shortest distances of the training
 ======  ==================================================================================
 
 A potential is written in the lowest format from 2 on that can hold it, so that older versions of ase-segnn read it.
@@ -27,7 +27,7 @@ _SINCE_PRODUCTS = ("correlation", "l_max_messages", "l_max_hidden")  # keys of t
 
 def format_for(config: PotentialConfig, n_members: int) -> int:
     """Return the lowest format that can hold potentials of this config."""
-    if config.shortest_distances is not None:
+    if config.shortest_distances is not None or (config.network.correlation > 1 and config.network.bounded_products):
         return NEWEST
     if config.network.correlation > 1:
         return _FIRST_WITH_PRODUCTS
@@ -45,6 +45,8 @@ def check_fits(version: int, config: PotentialConfig, n_members: int) -> None:
         raise ValueError(f"n_members is {n_members}, formats 1 and 2 hold one potential, format 3 several")
     if version < _FIRST_WITH_PRODUCTS and config.network.correlation > 1:
         raise ValueError(f"correlation is {config.network.correlation}, and there is none before format 4")
+    if version < NEWEST and config.network.correlation > 1 and config.network.bounded_products:
+        raise ValueError("bounded_products is True, and there are none before format 5")
     if version < NEWEST and config.shortest_distances is not None:
         raise ValueError("shortest_distances are given, and there are none before format 5")
 
@@ -60,9 +62,11 @@ def to_format(header: dict[str, Any], version: int) -> dict[str, Any]:
     header = dict(header)
     config = dict(header["config"])
     if version < NEWEST:
+        dropped = _SINCE_PRODUCTS if version < _FIRST_WITH_PRODUCTS else ()
         del config["shortest_distances"]
-    if version < _FIRST_WITH_PRODUCTS:
-        config["network"] = {key: value for key, value in config["network"].items() if key not in _SINCE_PRODUCTS}
+        config["network"] = {
+            key: value for key, value in config["network"].items() if key not in (*dropped, "bounded_products")
+        }
     header["config"] = config
     if version < _FIRST_WITH_COMMITTEES:
         del header["n_members"]
@@ -79,9 +83,12 @@ def from_format(header: dict[str, Any], version: int) -> dict[str, Any]:
     """
     config = header.get("config")
     network = config.get("network") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(network, dict) or version >= _FIRST_WITH_PRODUCTS:
+    if not isinstance(config, dict) or not isinstance(network, dict) or version == NEWEST:
         return header
-    network = {"correlation": 1, **network}
+    if version < _FIRST_WITH_PRODUCTS:
+        network = {"correlation": 1, **network}
+    else:
+        network = {"bounded_products": False, **network}
     if version == 1 and "n_radial_hidden" in network:
         # all networks had gated messages and one hidden layer between radial basis and weights
         width = network.pop("n_radial_hidden")

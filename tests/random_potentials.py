@@ -54,6 +54,7 @@ SHAPES = {
     "attributes of nodes": _with(_NATURAL, l_max_attributes=2, l_max_node_attributes=1),
     "scalars alone": _with(_NATURAL, irreps_hidden="6x0e"),
     "products of order 2": _with(_NATURAL, correlation=2, n_layers=3, l_max_attributes=3, l_max_messages=2),
+    "products without bounds": _with(_NATURAL, correlation=3, bounded_products=False, l_max_attributes=2),
     "products of order 4": _with(_NATURAL, correlation=4, n_layers=1),
     "shortest distances": _NATURAL.model_copy(update={"shortest_distances": {"H-H": 1.5, "H-O": 1.2, "Cu-Cu": 3.0}}),
     "odd first": _with(_NATURAL, irreps_hidden="4x1o+3x0o+5x0e", l_max_attributes=2),

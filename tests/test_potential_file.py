@@ -147,6 +147,18 @@ def test_a_single_potential_is_written_as_older_versions_read_it(path: Path) -> 
     assert header["format_version"] == 2
 
 
+def test_files_from_before_products_were_bounded_keep_their_energies(tmp_path: Path) -> None:
+    path = tmp_path / "format-4.safetensors"
+    potential = random_potential(SHAPES["products without bounds"])
+    save_potential(potential, path, provenance=PROVENANCE)
+    assert read_header(path).format_version == 4
+    assert (
+        "bounded_products" not in json.loads(parts(path.read_bytes())[0]["__metadata__"]["header"])["config"]["network"]
+    )
+    assert not load_potential(path).config.network.bounded_products
+    assert same(load_potential(path), potential)
+
+
 def test_shortest_distances_come_back(tmp_path: Path) -> None:
     path = tmp_path / "limited.safetensors"
     potential = random_potential(SHAPES["shortest distances"])
@@ -378,7 +390,7 @@ def test_checksums_protect_what_still_looks_right(path: Path) -> None:
 def test_a_config_of_a_huge_network_takes_no_memory(path: Path, channels: int, correlation: int) -> None:
     config = read_header(path).config.model_dump(mode="json")
     config["network"] |= {"irreps_hidden": f"{channels}x0e", "correlation": correlation}
-    rewrite(path, {"config": config, "format_version": 2 if correlation == 1 else 4})
+    rewrite(path, {"config": config, "format_version": 2 if correlation == 1 else 5})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PotentialFileError, match=r"its config needs F32|do not fit its config|does not build"):
         load_potential(path)

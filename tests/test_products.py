@@ -50,7 +50,7 @@ def products_of(kind: str, correlation: int) -> NodeProducts:
     irreps, l_max, l_max_out = KINDS[kind]
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        made = NodeProducts(Irreps(irreps), correlation, l_max, l_max_out).double()
+        made = NodeProducts(Irreps(irreps), correlation, l_max, l_max_out, bounded=True).double()
     made.scale.copy_(0.5 + randn(*made.scale.shape, seed=2).abs())
     return made
 
@@ -63,6 +63,8 @@ def e3nn_products(products: NodeProducts, sums: Features) -> list[dict[int, Tens
     """Return the products of each order per entry, by the formula and the symbols of e3nn."""
     n, scale, irreps = len(products.irreps), products.scale, o3.Irreps(str(products.irreps))
     first = {entry: x * scale[0, entry] for entry, x in enumerate(sums)}
+    squares = sum(x.square().sum(1, keepdim=True) for x in first.values()) / sum(ir.dim for _, ir in irreps)
+    first = {entry: x * 2 / (1 + torch.exp(squares / 8)) for entry, x in first.items()}
     orders = [first]
     for order, (paths, weights) in enumerate(zip(products.paths, products.weights, strict=True), 1):
         weight_of = dict(zip(paths, weights, strict=True))
@@ -121,7 +123,7 @@ def test_all_couplings_that_do_not_vanish_are_there(kind: str, correlation: int)
 
 def test_pseudovectors_do_not_come_of_a_vector_with_itself() -> None:
     """Sums of mixed parity would allow the cross product, which is zero."""
-    products = NodeProducts(Irreps("3x0e+3x1o+3x1e"), 2, 2, 2)
+    products = NodeProducts(Irreps("3x0e+3x1o+3x1e"), 2, 2, 2, bounded=True)
     assert (1, 1, 2) not in products.paths[0]
     assert (1, 1, 0) in products.paths[0]
     assert (2, 2, 0) in products.paths[0]
@@ -129,13 +131,30 @@ def test_pseudovectors_do_not_come_of_a_vector_with_itself() -> None:
 
 
 def test_what_is_returned() -> None:
-    products = NodeProducts(Irreps("4x0e+4x1o+4x2e"), 3, 2, 1)
+    products = NodeProducts(Irreps("4x0e+4x1o+4x2e"), 3, 2, 1, bounded=True)
     assert products.returned == [[0, 1], [0, 1], [0, 1]]
     assert products.irreps_out == Irreps("4x0e+4x1o+4x0e+4x1o+4x0e+4x1o")
     assert {path.entry_out for path in products.paths[0]} == {0, 1, 2}  # on the way to order 3
-    scalars = NodeProducts(Irreps("4x0e+4x1o"), 2, 2, 0)
+    scalars = NodeProducts(Irreps("4x0e+4x1o"), 2, 2, 0, bounded=True)
     assert scalars.irreps_out == Irreps("4x0e+4x0e")
     assert [weights.shape for weights in scalars.weights] == [(2, 4)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_large_sums_are_bounded(kind: str) -> None:
+    """The root mean square of a channel is at most 1.6, the largest value of 2 x / (1 + exp(x² / 8))."""
+    products = products_of(kind, 2)
+    typical = tuple(x / s for x, s in zip(sums_of(products), products.scale[0], strict=True))  # of mean square 1
+    n = len(products.returned[0])
+    for factor in (0.01, 1.0, 4.0, 10.0, 1e3):
+        sums = tuple(factor * x for x in typical)
+        found, free = products(sums), tuple(x * s for x, s in zip(sums, products.scale[0], strict=True))
+        squares = sum(x.square().sum(1) for x in free) / products.irreps.dim * C
+        bounded = sum(x.square().sum(1) for x in found[:n])
+        assert (bounded <= 1.6**2 * products.irreps.dim / C).all()
+        for x, y in zip(found[:n], free, strict=False):
+            torch.testing.assert_close(x, y * (2 / (1 + torch.exp(squares / 8)))[:, None])
+    assert all(torch.isfinite(x).all() for x in products(tuple(1e200 * x for x in typical)))
 
 
 def test_channels_do_not_mix() -> None:
@@ -204,7 +223,9 @@ def calibrated() -> Potential:
 
 @pytest.mark.parametrize("name", ["products", "products of order 2", "products of order 4"])
 def test_products_have_a_mean_square_of_one_where_they_were_calibrated(name: str) -> None:
-    potential = random_potential(SHAPES[name])
+    """Before they are bounded."""
+    network = SHAPES[name].network.model_copy(update={"bounded_products": False})
+    potential = random_potential(SHAPES[name].model_copy(update={"network": network}))
     graph = graph_for(potential, "mixed species", "slab")
     before = mean_squares(potential, graph)
     potential.calibrate(graph)
@@ -426,11 +447,11 @@ def test_node_attributes_of_degree_0_may_be_named() -> None:
 def test_rounds_with_and_without_products() -> None:
     plain = NetworkConfig(irreps_hidden="8x0e+4x1o", correlation=1).rounds()
     features = Irreps("8x0e+4x1o")
-    assert [tuple(each) for each in plain] == [(features, features, features, features, 1)] * 2
+    assert [tuple(each) for each in plain] == [(features, features, features, features, 1, True)] * 2
     first, second = NetworkConfig(irreps_hidden="8x0e+4x1o", correlation=2, l_max_hidden=0).rounds()
     scalars, messages = Irreps("8x0e"), Irreps("8x0e+8x1o+8x2e")
-    assert tuple(first) == (scalars, scalars, messages, features, 2)
-    assert tuple(second) == (features, scalars, messages, scalars, 2)
+    assert tuple(first) == (scalars, scalars, messages, features, 2, True)
+    assert tuple(second) == (features, scalars, messages, scalars, 2, True)
 
 
 def test_the_shape_in_words_tells_of_products() -> None:

@@ -203,7 +203,12 @@ def node_products(b: Builder, products: NodeProducts, sums: Features) -> Feature
     for entry, (feature, (_, ir)) in enumerate(zip(sums, products.irreps, strict=True)):
         assert feature.mix is not None
         first[entry] = b.mixed(f"gathered_{ir}", feature._replace(mix=feature.mix * scale[0, entry]))
-    numbers, orders = first[0].numbers, [{entry: x.parts[0] for entry, x in first.items()}]
+    numbers, sums_of = first[0].numbers, {entry: x.parts[0] for entry, x in first.items()}
+    if products.bounded:
+        squares = tape.total([tape.multiply(x, x) for components in sums_of.values() for x in components])
+        factor = tape.scale(2, tape.sigmoid(tape.scale(products.per_bound, squares)))
+        sums_of = {entry: [tape.multiply(x, factor) for x in components] for entry, components in sums_of.items()}
+    orders = [sums_of]
     for order, (paths, weights) in enumerate(zip(products.paths, products.weights, strict=True), 1):
         scales = scale[order, [path.entry_out for path in paths]]
         rows = filled(weights * scales[:, None], numbers, b.channels)

@@ -35,6 +35,8 @@ class NetworkConfig(Configuration):
         2 knows pairs of neighbors, order 3 triples. 1: no products, and the same irreps in every round. With products,
         features are scalars of the element before the first round and scalars after the last one, node attributes are
         of degree 0, and parities are the natural ones, 0e, 1o, 2e and so on
+    bounded_products : keep products bounded in structures denser than those of the training, see
+        `ase_segnn.model.products.NodeProducts`
     l_max_messages : highest degree of the messages and their sums, with products; at most and by default
         `l_max_attributes`
     l_max_hidden : highest degree between both layers of a message, with products and from the second round on; default:
@@ -51,6 +53,7 @@ class NetworkConfig(Configuration):
     l_max_node_attributes: Annotated[int, Field(ge=0)] | None = None
     n_layers: PositiveInt = 2
     correlation: Annotated[int, Field(ge=1, le=4)] = 3
+    bounded_products: bool = True
     l_max_messages: Annotated[int, Field(ge=0)] | None = None
     l_max_hidden: Annotated[int, Field(ge=0)] | None = None
     n_radial: PositiveInt = 8
@@ -164,7 +167,7 @@ class NetworkConfig(Configuration):
         before = [scalars, *[features] * (self.n_layers - 1)]
         after = [*before[1:], scalars]
         return [
-            Round(x, scalars if k == 0 else hidden, messages, y, self.correlation)
+            Round(x, scalars if k == 0 else hidden, messages, y, self.correlation, self.bounded_products)
             for k, (x, y) in enumerate(zip(before, after, strict=True))
         ]
 

@@ -13,6 +13,7 @@ from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.steerable import Features
 from ase_segnn.model.wigner import wigner_3j
 
+BOUND = 8.0  # q_0, of squares whose mean is 1 in training
 _SMALLEST = 1e-3  # root mean square that is scaled to 1
 
 
@@ -32,7 +33,16 @@ class NodeProducts(ModuleWithConstants):
         \left(B^{\nu, l_1}_k \otimes B^{1, l_2}_k\right)^l_m
 
     A sum over neighbors knows pairs of atoms. A product of two sums knows pairs of neighbors, and so angles; a product
-    of three sums knows triples. No loop over pairs or triples is needed. The weights w have one number per channel and
+    of three sums knows triples. With `bounded`, :math:`B^1` has one more factor per atom and channel,
+
+    .. math:: \frac{2}{1 + e^{q_k / q_0}}, \quad q_k = \frac{\sum_{l m} (A^l_{m k} / s^{1, l})^2}{\sum_l (2 l + 1)},
+        \quad q_0 = 8
+
+    so that the root mean square of a channel is at most 1.6, and hardly changed where q is about 1 as in training. In
+    a structure denser than all in training, sums would otherwise make products, and the energy, larger without bounds.
+    The factor is this project's own.
+
+    No loop over pairs or triples is needed. The weights w have one number per channel and
     path, and ⊗ has the factor √(2l + 1) of `ase_segnn.model.steerable.SteerableLinear`. The constants s, one per order
     and entry, give each B a mean square of 1. `ase_segnn.model.potential.Potential.calibrate` sets s before training.
 
@@ -42,6 +52,7 @@ class NodeProducts(ModuleWithConstants):
     correlation : highest order, at least 2
     l_max : highest degree of the products
     l_max_out : highest degree of what is returned
+    bounded : see above
 
     Attributes
     ----------
@@ -59,11 +70,11 @@ class NodeProducts(ModuleWithConstants):
 
     scale: Tensor
 
-    def __init__(self, irreps: Irreps, correlation: int, l_max: int, l_max_out: int) -> None:
+    def __init__(self, irreps: Irreps, correlation: int, l_max: int, l_max_out: int, *, bounded: bool) -> None:
         super().__init__()
         assert correlation >= 2
         assert len({mul for mul, _ in irreps}) == 1
-        self.irreps = irreps
+        self.irreps, self.bounded = irreps, bounded
         self._l_max_out = l_max_out
         self.paths: list[list[ProductPath]] = []
         entries = list(range(len(irreps)))
@@ -94,6 +105,11 @@ class NodeProducts(ModuleWithConstants):
             self.register_constant(_name(*degrees), math.sqrt(2 * degrees[2] + 1) * wigner_3j(*degrees))
 
     @property
+    def per_bound(self) -> float:
+        """-1 / (q_0 times the sum of 2 l + 1), what the squares of a channel are multiplied with."""
+        return -1 / (BOUND * sum(ir.dim for _, ir in self.irreps))
+
+    @property
     def returned(self) -> list[list[int]]:
         """Entries of each order that are returned."""
         orders = [range(len(self.irreps)), *(sorted({path.entry_out for path in paths}) for paths in self.paths)]
@@ -102,6 +118,10 @@ class NodeProducts(ModuleWithConstants):
     def forward(self, sums: Features) -> Features:
         """Map sums, one tensor (n, 2l+1, C) per entry of `irreps`, to one per entry of `irreps_out`."""
         first = self._scaled(0, dict(enumerate(sums)))
+        if self.bounded:
+            squares = torch.stack([x.square().sum(1) for x in first.values()]).sum(0)
+            factor = 2 * torch.sigmoid(squares * self.per_bound)[:, None]
+            first = {entry: x * factor for entry, x in first.items()}
         orders = [first]
         for number, (paths, weights) in enumerate(zip(self.paths, self.weights, strict=True), 1):
             products: dict[int, Tensor] = {}

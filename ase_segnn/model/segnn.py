@@ -154,6 +154,7 @@ class Round(NamedTuple):
     hidden : between both layers of a message
     messages : of the messages and their sums
     correlation : highest order of the products of the sums, see `ase_segnn.model.products.NodeProducts`; 1 for none
+    bounded_products : see there
     """
 
     features_in: Irreps
@@ -161,6 +162,7 @@ class Round(NamedTuple):
     messages: Irreps
     features_out: Irreps
     correlation: int = 1
+    bounded_products: bool = True
 
 
 class SEGNNLayer(nn.Module):
@@ -191,7 +193,9 @@ class SEGNNLayer(nn.Module):
         self.products: NodeProducts | None = None
         if irreps.correlation > 1:
             l_out = max(ir.l for _, ir in outputs)
-            self.products = NodeProducts(gathered, irreps.correlation, max(l_out, _L_MAX_PRODUCTS), l_out)
+            self.products = NodeProducts(
+                gathered, irreps.correlation, max(l_out, _L_MAX_PRODUCTS), l_out, bounded=irreps.bounded_products
+            )
             gathered = self.products.irreps_out
         self.update = SteerableMLP(inputs + gathered, irreps_node_attributes, outputs, outputs)
         scalar = Irreps.spherical_harmonics(0)
