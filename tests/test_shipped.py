@@ -44,6 +44,8 @@ def structure(name: str, **options: str | float) -> Atoms:
 def with_keys_of_today(recipe: dict[str, Any]) -> dict[str, Any]:
     """Write the recipe in a potential file, which is that of its run, as it is written now."""
     optimization = dict(recipe["optimization"])
+    if "batch_size" not in optimization:  # of a run since steps are counted in edges
+        return recipe
     n_frames = optimization.pop("batch_size")
     assert optimization.pop("batch_edges", None) is None
     optimization["batch_edges"] = {1: 1, 5: 1000}[n_frames]  # see tests/test_step.py
