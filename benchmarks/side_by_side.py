@@ -1,45 +1,50 @@
-"""A potential of ours and one of ``mace_run_train`` from the same frames in the same time; prints a Markdown table.
+"""Ours, ``mace_run_train`` and linear ACE from the same frames in the same time; prints a Markdown table.
 
-    python benchmarks/side_by_side.py acac --mace .venv-mace/bin --time 30m --threads 2 --output side_by_side
+    python benchmarks/side_by_side.py acac aspirin si cu --time 30m --threads 2 --output side_by_side \
+        --python .venv-mace/bin/python mace --python .venv-ace/bin/python ace
 
-They run one after the other, ours first; or both at once with `--together`, each with its own threads. Both get the
-same frames for training and validation and float32. Ours is `acac-pbe-fast.yaml` or `si.yaml` with `max_time`. MACE has
-64x0e+64x1o, a cutoff of 5 Å, five frames per step, and else the settings of the commands its authors give: averaged
-weights (0.99), AMSGrad and, in the last quarter of the epochs, its second stage. One epoch of it is timed to plan as
-many as the time allows, rounded up. Starting programs, reading frames and that first epoch are not counted for MACE;
-compiling is counted for ours. Test frames are evaluated once, at the end, in float32 with both.
+They run one after the other, on as many cores, and are kept in the folder `--output`. Ours are `acac-pbe.yaml`,
+`rmd17.yaml` and, for copper too, `si.yaml`, with `max_time`; compiling is counted. MACE gets the same frames for
+training and validation, has 64x0e+64x1o, a cutoff of 5 Å, five frames per step, and else the settings of the commands
+its authors give: averaged weights (0.99), AMSGrad and, in the last quarter of the epochs, its second stage. One epoch
+of it is timed to plan as many as the time allows, rounded up; starting programs, reading frames and that first epoch
+are not counted. ACE (`aj fit` of ace-jax) gets all frames to train on and takes the time that it takes. Test frames are
+evaluated once, at the end, by the calculator of each: in float32, ACE in float64. A kind that `--python` does not name
+is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
-import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
-import ase.io
-import numpy as np
-from ase.calculators.calculator import Calculator, all_changes
-from training_speed import frames_for_mace
+from peers import both_errors, errors_of, fit_ace, kept, recipe_with, run, tests_of, write_frames
+from speed import Contestant, use_threads
 
-from ase_segnn import SEGNNCalculator
-from ase_segnn.evaluation import Evaluation, evaluate
-from ase_segnn.training import load_recipe
 from ase_segnn.training.data import TrainingData
-from ase_segnn.training.data.frames import Frame, read_frames
+from ase_segnn.training.data.frames import read_frames
 from ase_segnn.training.data.sources import locate
-from ase_segnn.training.recipe import Recipe, parse_duration
+from ase_segnn.training.recipe import parse_duration
 
 HERE = Path(__file__).parent
-RECIPES = {"acac": HERE.parent / "potentials" / "acac-pbe-fast.yaml", "si": HERE / "si.yaml"}
-ISOLATED_ATOMS = {"acac": "acac/isolated_atoms.xyz"}
+COPPER = [
+    "name=cu",
+    "data.train=[zuo2020/Cu_train.xyz]",
+    "data.validation=26",
+    "data.test={test: [zuo2020/Cu_test.xyz]}",
+    "network.cutoff=4.0",
+]
+RECIPES: dict[str, tuple[Path, list[str]]] = {
+    "acac": (HERE.parent / "potentials" / "acac-pbe.yaml", []),
+    "aspirin": (HERE / "rmd17.yaml", []),
+    "si": (HERE / "si.yaml", []),
+    "cu": (HERE / "si.yaml", COPPER),
+}
 MACE = {
     "hidden_irreps": "64x0e+64x1o",
     "r_max": 5.0,
@@ -51,141 +56,99 @@ MACE = {
     "seed": 1,
 }
 MACE_FLAGS = ["--ema", "--amsgrad"]
-WITH_STRESS = {"loss": "stress", "compute_stress": True, "error_table": "PerAtomRMSEstressvirials"}
+MACE_STRESS = {"loss": "stress", "compute_stress": True, "error_table": "PerAtomRMSEstressvirials"}
+ACE = {"acac": (3, 8), "aspirin": (3, 8), "si": (3, 16), "cu": (3, 16)}  # order and degree
 COLUMNS = {
-    "energy, meV/atom": "energy_per_atom_RMSE_meV",
-    "energy, meV": "energy_RMSE_meV",
-    "forces, meV/Å": "forces_RMSE_meV_per_A",
-    "stress, meV/Å³": "stress_RMSE_meV_per_A3",
+    "energy MAE / RMSE, meV/atom": "energy_per_atom_{}_meV",
+    "energy, meV": "energy_{}_meV",
+    "forces, meV/Å": "forces_{}_meV_per_A",
 }
 
 
 def main() -> None:
     """Train, evaluate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("system", choices=RECIPES)
-    parser.add_argument("--mace", type=Path, required=True, help="folder of mace_run_train and mace_eval_configs")
+    parser.add_argument("systems", nargs="+", choices=RECIPES)
+    parser.add_argument("--python", nargs=2, action="append", default=[], metavar=("INTERPRETER", "mace|ace"))
     parser.add_argument("--time", default="30m", help="of each fit")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--together", action="store_true", help="run both at once")
-    parser.add_argument("--output", type=Path, default=Path("side_by_side"), help="new folder for all files")
+    parser.add_argument("--output", type=Path, default=Path("side_by_side"), help="folder for all files")
     arguments = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    pythons = {"segnn": sys.executable, **{kind: python for python, kind in arguments.python}}
+    if unknown := sorted(set(pythons) - set(FITS)):
+        parser.error(f"unknown kind '{unknown[0]}' in --python; there are mace and ace")
+    use_threads(arguments.threads)
     seconds = parse_duration(arguments.time)
-    recipe = load_recipe(RECIPES[arguments.system])
-    print(f"| | minutes, epochs | test | {' | '.join(COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 3)}", flush=True)
+    print(f"| system | | minutes, epochs | test | {' | '.join(COLUMNS)} |\n{'|---' * (len(COLUMNS) + 4)}|", flush=True)
+    for system in arguments.systems:
+        for kind, (fit, dtype) in FITS.items():
+            if kind not in pythons:
+                print(f"| {system} | {kind} is left out: no --python INTERPRETER {kind} |" + " |" * (len(COLUMNS) + 2))
+                continue
+            folder = arguments.output.resolve() / f"{system} {kind} {arguments.time}"
+            (effort, file), _ = kept(folder, fit, system, seconds, pythons[kind])
+            contestant = Contestant(f"{kind}:{file}", pythons[kind], dtype, folder / "worker.log")
+            for test, frames in tests_of(recipe_with(*RECIPES[system])).items():
+                errors = errors_of(contestant, frames, folder / "test.xyz")
+                cells = [system, contestant.ready["package"], effort, test]
+                cells += [both_errors(errors, name) for name in COLUMNS.values()]
+                print(f"| {' | '.join(cells)} |", flush=True)
+            contestant.end()
 
-    def train(name: str) -> tuple[str, dict[str, Evaluation]]:
-        folder = arguments.output.resolve() / f"{arguments.system}-{name}"
-        folder.mkdir(parents=True)
-        return CONTESTANTS[name](arguments.system, recipe, seconds, folder, arguments.mace.resolve())
 
-    with ThreadPoolExecutor(max_workers=2 if arguments.together else 1) as pool:
-        results = list(zip(CONTESTANTS, pool.map(train, CONTESTANTS), strict=True))
-    for name, (effort, evaluations) in results:
-        for test, evaluation in evaluations.items():
-            errors = evaluation.errors()
-            cells = [f"{errors[key]:.1f}" if key in errors else "" for key in COLUMNS.values()]
-            print(f"| {name} | {effort} | {test} | {' | '.join(cells)} |", flush=True)
-
-
-def train_ours(system: str, recipe: Recipe, seconds: float, folder: Path, _: Path) -> tuple[str, dict[str, Evaluation]]:
-    """Run `ase-segnn train`; what it took, and its errors by test."""
-    output = folder / "ours"
-    settings = [f"optimization.max_time={seconds:.0f}s", "optimization.epochs=null", "zbl=true", "compile=true"]
-    command = [sys.executable, "-m", "ase_segnn", "train", str(RECIPES[system]), "--output", str(output)]
-    run([*command, *(word for setting in settings for word in ("--set", setting))], folder / "ours.log")
-    calculator = SEGNNCalculator(output / f"{recipe.name}.safetensors", device="cpu")
-    rows = (output / "metrics.csv").read_text(encoding="utf-8").splitlines()
+def train_ours(folder: Path, system: str, seconds: float, _: str) -> tuple[str, str]:
+    """Run `ase-segnn train`; what it took, and its file."""
+    path, changes = RECIPES[system]
+    changes = [*changes, f"optimization.max_time={seconds:.0f}s", "optimization.epochs=null"]
+    command = [sys.executable, "-m", "ase_segnn", "train", str(path), "--output", str(folder / "fit")]
+    run([*command, *(word for change in changes for word in ("--set", change))], folder / "log.txt")
+    rows = (folder / "fit" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     last = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))
-    effort = f"{float(last['seconds']) / 60:.1f}, {last['epoch']}"
-    return effort, {test: evaluate(calculator, frames) for test, frames in tests_of(recipe).items()}
+    name = recipe_with(path, changes).name
+    return f"{float(last['seconds']) / 60:.1f}, {last['epoch']}", str(folder / "fit" / f"{name}.safetensors")
 
 
-def train_mace(
-    system: str, recipe: Recipe, seconds: float, folder: Path, programs: Path
-) -> tuple[str, dict[str, Evaluation]]:
-    """Run `mace_run_train` on the same frames; what it took, and its errors by test."""
+def train_mace(folder: Path, system: str, seconds: float, python: str) -> tuple[str, str]:
+    """Run `mace_run_train` on the same frames; what it took, and its file."""
+    recipe = recipe_with(*RECIPES[system])
     data = TrainingData.read(recipe.data, recipe.network.cutoff, recipe.seed)
-    single = list(read_frames(locate(ISOLATED_ATOMS[system]))) if system in ISOLATED_ATOMS else []
+    references = recipe.data.reference_energies
+    single = list(read_frames(locate(references))) if references.endswith(".xyz") else []
     train, validation = folder / "train.xyz", folder / "validation.xyz"
     write_frames(train, [*single, *data.training.frames()])
     write_frames(validation, data.validation.frames())
-    with_stress = data.training.n_labels()["stress"] > 0
     options = {
         **MACE,
-        **(WITH_STRESS if with_stress else {}),
+        **(MACE_STRESS if data.training.n_labels()["stress"] else {}),
         "E0s": "IsolatedAtom" if single else "average",
         "train_file": train,
         "valid_file": validation,
     }
-    program = str(programs / "mace_run_train")
+    program = str(Path(python).with_name("mace_run_train"))
     probe = [program, *words(options, name="probe", max_num_epochs=1, work_dir=folder / "probe"), *MACE_FLAGS]
-    run(probe, folder / "probe.log")
-    epochs = math.ceil(seconds / mace_seconds(folder / "probe.log"))
+    run(probe, folder / "probe.txt")
+    epochs = math.ceil(seconds / mace_seconds(folder / "probe.txt"))
     output = folder / "mace"
-    plan = words(options, name="mace", max_num_epochs=epochs, start_swa=epochs * 3 // 4, work_dir=output)
-    run([program, *plan, *MACE_FLAGS, "--swa"], folder / "mace.log")
-    evaluations = {}
-    for test, frames in tests_of(recipe).items():
-        given, predicted = folder / f"{test}.xyz", folder / f"{test} predicted.xyz"
-        ase.io.write(given, [atoms_only(atoms) for atoms in frames])
-        command = [str(programs / "mace_eval_configs"), *words({"configs": given, "output": predicted})]
-        command += words({"model": output / "mace_stagetwo.model", "default_dtype": "float32", "batch_size": 5})
-        run([*command, *(["--compute_stress"] if with_stress else [])], folder / f"{test}.log")
-        evaluations[test] = evaluate(Given(ase.io.read(predicted, ":")), frames)
-    return f"{mace_seconds(folder / 'mace.log') / 60:.1f}, {epochs}", evaluations
+    plan = words(options, name="mace", max_num_epochs=epochs, work_dir=output)
+    if second_stage := epochs > 1:
+        plan += [f"--start_swa={epochs * 3 // 4}", "--swa"]
+    run([program, *plan, *MACE_FLAGS], folder / "log.txt")
+    file = output / ("mace_stagetwo.model" if second_stage else "mace.model")
+    return f"{mace_seconds(folder / 'log.txt') / 60:.1f}, {epochs}", str(file)
 
 
-class Given(Calculator):
-    """What `mace_eval_configs` wrote, frame by frame in the order in which it wrote it."""
-
-    implemented_properties = ("energy", "forces", "stress")
-
-    def __init__(self, frames: Iterable[ase.Atoms]) -> None:
-        super().__init__()
-        self.frames = iter(frames)
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:  # noqa: ARG002
-        """Take the next frame."""
-        frame = next(self.frames)
-        assert np.allclose(frame.positions, atoms.positions, atol=1e-6)
-        self.results = {"energy": frame.info["MACE_energy"], "forces": frame.arrays["MACE_forces"]}
-        if "MACE_stress" in frame.info:
-            stress = np.reshape(frame.info["MACE_stress"], (3, 3))
-            self.results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
-
-
-def tests_of(recipe: Recipe) -> dict[str, list[ase.Atoms]]:
-    """Name of each test -> its frames."""
-    return {name: ase.io.read(locate(file), ":") for name, [file] in recipe.data.test.items()}
-
-
-def atoms_only(atoms: ase.Atoms) -> ase.Atoms:
-    """Take labels off."""
-    return ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-
-
-def write_frames(file: Path, frames: Iterable[Frame]) -> None:
-    """Write frames with their labels under MACE's names."""
-    ase.io.write(file, frames_for_mace(frames))
+def train_ace(folder: Path, system: str, _: float, python: str) -> tuple[str, str]:
+    """Run `aj fit` on the frames for training and validation; what it took, and its file."""
+    recipe = recipe_with(*RECIPES[system])
+    data = TrainingData.read(recipe.data, recipe.network.cutoff, recipe.seed)
+    started = time.monotonic()
+    file = fit_ace(folder, python, data, *ACE[system])
+    return f"{(time.monotonic() - started) / 60:.1f}", file
 
 
 def words(options: dict[str, object], **more: object) -> list[str]:
     """Options of a program of MACE."""
     return [f"--{key}={value}" for key, value in {**options, **more}.items()]
-
-
-def run(command: list[str], log: Path) -> None:
-    """Run a program with its output in a file."""
-    started = time.monotonic()
-    with log.open("w", encoding="utf-8") as out:
-        out.write(" ".join(command) + "\n")
-        out.flush()
-        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-        out.write(f"ended after {time.monotonic() - started:.0f} s\n")
-    if done.returncode != 0:
-        raise SystemExit(f"{command[0]} failed, see {log}")
 
 
 def mace_seconds(log: Path) -> float:
@@ -198,7 +161,8 @@ def mace_seconds(log: Path) -> float:
     return (times[-1] - times[0]).total_seconds()
 
 
-CONTESTANTS = {"ase-segnn": train_ours, "mace_run_train": train_mace}
+# kind -> how to fit it, and the precision of its errors
+FITS = {"segnn": (train_ours, "float32"), "mace": (train_mace, "float32"), "ace": (train_ace, "float64")}
 
 if __name__ == "__main__":
     main()

@@ -5,9 +5,10 @@
 measures ours with 64x0e+64x1o, attributes up to l = 2 and 2 layers, with the neighbor list reused and rebuilt at every
 call (the peers rebuild theirs); then each contestant that `--python` names with the interpreter that runs it. `--ours`
 chooses among ours; "ours-plain" has compile=False, "ours-l1" attributes up to l = 1, "ours-l2" 32x0e+32x1o+32x2e.
-The environments of the peers need ``pip install mace-torch``, ``pip install nequip nequip-allegro matscipy``, and
-``pip install chgnet sevenn``, in folders of their own since they pin different versions of e3nn.
-Contestants and their shapes are in `speed_worker.py`.
+The environments of the peers, in folders of their own since they pin different versions of e3nn, need ``pip install
+mace-torch``, ``pip install nequip nequip-allegro matscipy``, ``pip install chgnet sevenn``, ``pip install
+"ace-jax[fast-neighbours]"``, ``pip install python-ace`` (PACE) or ``pip install calorine`` (NEP). Contestants and their
+shapes are in `speed_worker.py`; trained ones are named KIND:FILE, such as ``ace:fit/model.npz`` of `aj fit`.
 
 All contestants are built first, then measured in alternation: in each round each gets about a second per system, with
 energy and forces of newly displaced atoms at every evaluation. The table holds medians over the rounds of the median
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -86,22 +88,25 @@ SYSTEMS = {
 class Contestant:
     """A calculator in a process of its own."""
 
-    def __init__(self, name: str, python: str, arguments: argparse.Namespace, log: Path) -> None:
-        self.name = name
-        command = [python, str(WORKER), name, "--threads", str(arguments.threads), "--dtype", arguments.dtype]
-        self._log = log
+    def __init__(self, name: str, python: str, dtype: str, log: Path) -> None:
+        self.name, self._log = name, log
+        command = [python, str(WORKER), name, "--dtype", dtype]
         with log.open("w", encoding="utf-8") as stderr:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
             )
         self.ready = self._answer()
 
-    def measure(self, **request: Any) -> dict[str, float]:
-        """Send one request to the worker and wait for the answer."""
+    def ask(self, **request: Any) -> Any:
+        """Send one request to the worker, arguments of its `measure` or `predict`, and wait for the answer."""
         stream: IO[str] | None = self._process.stdin
         assert stream is not None
         print(json.dumps(request), file=stream, flush=True)
         return self._answer()
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.communicate()
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -114,7 +119,7 @@ class Contestant:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--threads", type=int, default=1, help="and cores")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--ours", nargs="+", choices=OURS, default=OURS[:2], help="in the order of the table")
     parser.add_argument("--rounds", type=int, default=5)
@@ -129,6 +134,7 @@ def main() -> None:
         help="interpreter, then the contestants that it runs; may be given several times",
     )
     arguments = parser.parse_args()
+    use_threads(arguments.threads)
     jobs = [(name, sys.executable) for name in arguments.ours]
     jobs += [(name, python) for python, *names in arguments.python for name in names]
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +143,9 @@ def main() -> None:
 
 def run(jobs: list[tuple[str, str]], arguments: argparse.Namespace, folder: Path) -> None:
     """Start the contestants, measure and print."""
-    contestants = [Contestant(name, python, arguments, folder / f"{name}.log") for name, python in jobs]
+    contestants = [
+        Contestant(name, python, arguments.dtype, folder / f"{index}.log") for index, (name, python) in enumerate(jobs)
+    ]
     print(f"{platform.platform()}, {_processor()}, {arguments.threads} threads, {arguments.dtype}")
     for contestant in contestants:
         versions = ", ".join(f"{name} {number}" for name, number in contestant.ready["versions"].items())
@@ -156,19 +164,32 @@ def run(jobs: list[tuple[str, str]], arguments: argparse.Namespace, folder: Path
 
 def compare(contestants: list[Contestant], file: str, rounds: int, seconds: float) -> list[str]:
     """Measure all contestants on one system in alternation; rows of the table."""
-    for contestant in contestants:
-        contestant.measure(file=file, seed=0, seconds=seconds)  # warm up
-    answers = [[c.measure(file=file, seed=seed, seconds=seconds) for c in contestants] for seed in range(1, rounds + 1)]
+    answers = alternate(contestants, file, rounds, seconds)
     rows = []
     for index, contestant in enumerate(contestants):
         times = [answer[index]["us_per_atom"] for answer in answers]
         ratios = [answer[index]["us_per_atom"] / answer[0]["us_per_atom"] for answer in answers]
         peak = answers[-1][index]["peak_MiB"]
-        rows.append(f"| {contestant.name} | {_spread(times, '.0f')} | {_spread(ratios, '.2f')} | {peak:.0f} |")
+        rows.append(f"| {contestant.name} | {spread(times, '.0f')} | {spread(ratios, '.2f')} | {peak:.0f} |")
     return rows
 
 
-def _spread(values: list[float], form: str) -> str:
+def alternate(contestants: list[Contestant], file: str, rounds: int, seconds: float) -> list[list[dict[str, float]]]:
+    """Measure all contestants in each round; the answers by round and contestant."""
+    for contestant in contestants:
+        contestant.ask(file=file, seed=0, seconds=seconds)  # warm up
+    return [[c.ask(file=file, seed=seed, seconds=seconds) for c in contestants] for seed in range(1, rounds + 1)]
+
+
+def use_threads(threads: int) -> None:
+    """Restrict the processes that are started from now on; on Linux to so many cores, whatever pools they open."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median, smallest and largest value."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 

@@ -1,7 +1,8 @@
 """One contestant of `speed.py`, run by the interpreter in which its package is installed.
 
-It builds an ASE calculator with random weights in a published shape (the time does not depend on their values), then
-answers requests, one JSON object per line on standard input, with one per line on standard output.
+It builds an ASE calculator, from a file that its package made or with random weights in a published shape (the time
+does not depend on their values). Then it answers requests, one JSON object per line on standard input, with one per
+line on standard output.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ase.io
 import numpy as np
-import torch
 from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers
+
+if TYPE_CHECKING:
+    import torch
 
 ELEMENTS = ["H", "C", "N", "O", "Si", "Cu"]
 
@@ -30,36 +34,61 @@ ELEMENTS = ["H", "C", "N", "O", "Si", "Cu"]
 def main() -> None:
     """Build the calculator, then answer until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("contestant", choices=CONTESTANTS)
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("contestant", help="a name, or KIND:FILE")
     parser.add_argument("--dtype", choices=["float32", "float64"], required=True)
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what packages print goes to standard error
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
 
-    package, build = CONTESTANTS[arguments.contestant]
+    kind, *rest = arguments.contestant.split(":", 1)
+    contestants = OF_FILES if rest else CONTESTANTS
+    if kind not in contestants:
+        parser.error(f"unknown contestant '{kind}'; there are {', '.join(contestants)}")
+    package, build = contestants[kind]
     before = time.perf_counter()
-    calculator = build(arguments.dtype)
+    calculator = build(arguments.dtype, *rest)
     ready = {
         "package": f"{package} {version(package)}",
-        "versions": {name: version(name) for name in ("torch", "e3nn", "ase", "numpy")},
+        "versions": dict(filter(None, map(_installed, ("torch", "e3nn", "jax", "ase", "numpy")))),
         "build_s": time.perf_counter() - before,
     }
     print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(measure(calculator, **request)), file=answers, flush=True)
+        answer = measure(calculator, **request) if "seconds" in request else predict(calculator, **request)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _installed(name: str) -> tuple[str, str] | None:
+    try:
+        return name, version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def predict(calculator: Calculator, file: str) -> list[dict[str, Any]]:
+    """Energy and forces of each frame of a file."""
+    results = []
+    for atoms in ase.io.read(file, ":"):
+        put_in_box(atoms, calculator)
+        atoms.calc = calculator
+        results.append({"energy": float(atoms.get_potential_energy()), "forces": atoms.get_forces().tolist()})
+    return results
+
+
+def put_in_box(atoms: ase.Atoms, calculator: Calculator) -> None:
+    """Give a molecule a cell with a calculator that asks for one, and images that are out of reach if need be."""
+    name = type(calculator).__name__
+    if atoms.cell.rank < 3 and name in ("CHGNetCalculator", "CPUNEP", "ACECalculator"):
+        atoms.center(vacuum=10)
+        atoms.pbc = name != "ACECalculator"
 
 
 def measure(calculator: Calculator, file: str, seed: int, seconds: float) -> dict[str, float]:
     """Evaluate energy and forces for about `seconds`, at least twice, with all atoms displaced anew each time."""
     rng = np.random.default_rng(seed)
     atoms = ase.io.read(file)
-    if atoms.cell.rank < 3 and type(calculator).__name__ == "CHGNetCalculator":
-        atoms.center(vacuum=10)  # it takes crystals only
-        atoms.pbc = True
+    put_in_box(atoms, calculator)
     start = atoms.positions.copy()
     atoms.calc = calculator
     times: list[float] = []
@@ -83,11 +112,14 @@ def ase_segnn(
     like: str | None = None,
 ) -> Calculator:
     """Return ours, with 2 layers or in the shape of a shipped potential."""
+    import torch
+
     from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
     from ase_segnn.model.config import NetworkConfig
     from ase_segnn.potential_file import read_header
     from ase_segnn.potentials import path_of
 
+    torch.manual_seed(0)
     network = NetworkConfig(irreps_hidden=irreps, l_max_attributes=l_max, n_layers=2, correlation=1)
     potential = Potential(
         PotentialConfig(
@@ -104,11 +136,14 @@ def ase_segnn(
 
 def mace(dtype: str, *, irreps: str, cutoff: float) -> Calculator:
     """Return MACE with two interactions and correlation order 3."""
+    import torch
+
     torch.serialization.add_safe_globals([slice])  # a file that e3nn 0.4.4 loads when it is imported
     from e3nn import o3
     from mace.calculators import MACECalculator
     from mace.modules import RealAgnosticResidualInteractionBlock, ScaleShiftMACE
 
+    torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
     model = ScaleShiftMACE(
         r_max=cutoff,
@@ -167,7 +202,7 @@ def chgnet(dtype: str) -> Calculator:
     from chgnet.model import CHGNet
     from chgnet.model.dynamics import CHGNetCalculator
 
-    _only_float32(dtype)
+    _only("float32", dtype)
     return CHGNetCalculator(CHGNet.load(verbose=False), use_device="cpu")
 
 
@@ -175,17 +210,70 @@ def sevennet(dtype: str) -> Calculator:
     """Return SevenNet-0, the weights of which come with the package."""
     from sevenn.calculator import SevenNetCalculator
 
-    _only_float32(dtype)
+    _only("float32", dtype)
     return SevenNetCalculator("7net-0", device="cpu")
 
 
-def _only_float32(dtype: str) -> None:
-    if dtype != "float32":
-        sys.exit("this contestant has float32 only")
+def nep(dtype: str) -> Calculator:
+    """Return NEP version 4 with the cutoffs, 8 and 4 Å, and the descriptors and neurons that GPUMD takes by default."""
+    from calorine.calculators import CPUNEP
+
+    _only("float64", dtype)  # on a CPU
+    n_max, basis_size, neurons = 4, 8, 30
+    n_descriptors = (n_max + 1) * (1 + 4 + 1)  # radial, three-body up to l = 4, four-body
+    n_pairs = len(ELEMENTS) ** 2 * 2 * (n_max + 1) * (basis_size + 1)
+    n_weights = len(ELEMENTS) * (n_descriptors + 2) * neurons + 1 + n_pairs
+    weights = np.random.default_rng(0).normal(0, 0.1, n_weights)
+    header = [f"nep4 {len(ELEMENTS)} {' '.join(ELEMENTS)}", "cutoff 8 4 200 100", f"n_max {n_max} {n_max}"]
+    header += [f"basis_size {basis_size} {basis_size}", "l_max 4 2 0", f"ANN {neurons} 0"]
+    path = Path(tempfile.mkdtemp()) / "nep.txt"
+    path.write_text("\n".join([*header, *map(str, weights), *["1"] * n_descriptors]) + "\n", encoding="utf-8")
+    return CPUNEP(str(path))
+
+
+def trained_ours(dtype: str, file: str) -> Calculator:
+    """Return ours from its file."""
+    from ase_segnn import SEGNNCalculator
+
+    return SEGNNCalculator(file, device="cpu", dtype=dtype)
+
+
+def trained_mace(dtype: str, file: str) -> Calculator:
+    """Return what `mace_run_train` made."""
+    import torch
+
+    torch.serialization.add_safe_globals([slice])
+    from mace.calculators import MACECalculator
+
+    return MACECalculator(model_paths=file, device="cpu", default_dtype=dtype)
+
+
+def trained_ace(dtype: str, file: str) -> Calculator:
+    """Return what `aj fit` made, with radial functions from a table, which is its fastest form on a CPU."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    from ace_jax import ACECalculator
+
+    return ACECalculator(file, dtype=dtype, radial_table=True)
+
+
+def trained_pace(dtype: str, file: str) -> Calculator:
+    """Return what `pace_fit.py` made, in its fastest evaluator."""
+    from pyace import PyACECalculator
+
+    _only("float64", dtype)
+    return PyACECalculator(file, recursive_evaluator=True, recursive=True)
+
+
+def _only(has: str, dtype: str) -> None:
+    if dtype != has:
+        sys.exit(f"this contestant has {has} only")
 
 
 def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) -> Calculator:
     """Do what ``nequip-compile --mode aotinductor --target ase`` does with a trained model."""
+    import torch
     from ase.build import bulk
     from nequip.data import from_ase
     from nequip.integrations.ase import NequIPCalculator
@@ -242,10 +330,19 @@ CONTESTANTS: dict[str, tuple[str, Callable[[str], Calculator]]] = {
     "nequip-l2": ("nequip", lambda dtype: nequip(dtype, cutoff=5.0, num_layers=4, l_max=2, num_features=64)),
     "allegro-l2": ("nequip-allegro", lambda dtype: allegro(dtype, cutoff=5.0, l_max=2, num_layers=2)),
     "chgnet": ("chgnet", chgnet),
+    "nep": ("calorine", nep),
     "sevennet-0": ("sevenn", sevennet),
     "mace-off-small": ("mace-torch", lambda dtype: mace(dtype, irreps="96x0e", cutoff=4.5)),
     "mace-mp0-medium": ("mace-torch", lambda dtype: mace(dtype, irreps="128x0e+128x1o", cutoff=6.0)),
     "mace-paper": ("mace-torch", lambda dtype: mace(dtype, irreps="256x0e+256x1o+256x2e", cutoff=5.0)),
+}
+
+# kind -> distribution, and how to build it for a dtype from a file
+OF_FILES: dict[str, tuple[str, Callable[[str, str], Calculator]]] = {
+    "segnn": ("ase-segnn", trained_ours),
+    "mace": ("mace-torch", trained_mace),
+    "ace": ("ace-jax", trained_ace),
+    "pace": ("python-ace", trained_pace),
 }
 
 if __name__ == "__main__":
