@@ -81,10 +81,7 @@ def fit_ace(folder: Path, python: str, data: TrainingData, order: int, degree: i
     write_frames(train, [*data.training.frames(), *data.validation.frames()])
     options = {"train": train, "out": folder / "fit", "order": order, "max-degree": degree, "e0": "prefit"}
     options |= {"energy-key": "REF_energy", "force-key": "REF_forces", "stress-key": "REF_stress"}
-    options |= {
-        "weights": json.dumps(ACE_WEIGHTS),
-        "map-polish": "off",
-    }  # which takes most of the time of a large fit
+    options |= {"weights": json.dumps(ACE_WEIGHTS), "map-polish": "off"}  # it takes most of the time of a large fit
     if "H" in data.training.elements():  # no bond length of hydrogen is known to it, but a mean over the others is
         options |= {"basis-embedding": "identity", "rcut": 5.0}
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
