@@ -37,8 +37,8 @@ def test_repr_of_a_potential_for_many_elements() -> None:
 
 def test_repr_of_calculators(committee: Committee) -> None:
     assert repr(SEGNNCalculator("si-pbe", device="cpu", compile=False)) == (
-        "SEGNNCalculator(potential 'si-pbe': Si, cutoff 4.5 Å, 2 layers, 32x0e+32x1o+32x2e, attributes up to l = 2, "
-        "ZBL; device='cpu', dtype='float32', skin=1.0, backend='auto', compile=False)"
+        "SEGNNCalculator(potential 'si-pbe': Si, cutoff 4.5 Å, 2 layers, 32x0e+32x1o+32x2e, attributes up to l = 3, "
+        "products up to order 3, ZBL; device='cpu', dtype='float32', skin=1.0, backend='auto', compile=False)"
     )
     assert repr(SEGNNCalculator(committee, "cpu", "float64", max_deviation=0.5)) == (
         "SEGNNCalculator(this committee: 2 x H C O Si Cu, cutoff 4.5 Å, 2 layers, 8x0e+4x1o, attributes up to l = 1, "

@@ -31,7 +31,7 @@ MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"
 STRUCTURES = {
     "acac-pbe": lambda: ase.io.read(MOLECULE),
     "acac-pbe-fast": lambda: ase.io.read(MOLECULE),
-    "si-pbe": lambda: bulk("Si", a=5.47, cubic=True),
+    "si-pbe": lambda: bulk("Si", a=5.468, cubic=True),
 }
 
 
