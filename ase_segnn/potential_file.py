@@ -158,7 +158,8 @@ def load_potential(path: str | Path) -> Potential | Committee:
         content = file.read()
     if hashlib.sha256(content[len(content) - n_weights_bytes :]).hexdigest() != header.tensors_sha256:
         raise _corrupted(path, "the checksum of its weights is wrong")
-    tensors = safetensors.torch.load(content)
+    with torch.device("cpu"):  # or weights without numbers would be on torch's default device
+        tensors = safetensors.torch.load(content)
     members = [_unfilled(header.config).to(_DTYPES[header.dtype]) for _ in range(header.n_members)]
     for member, prefix in zip(members, _prefixes(header), strict=True):
         member.load_state_dict({name: tensors[prefix + name] for name in member.state_dict()})
