@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -412,6 +413,31 @@ def test_order_of_shear_stresses(frames: list[Frame]) -> None:
     found = {finding.title: finding for finding in audit(wrong).findings}
     assert "seem to be xy, yz, xz" in found["shear stresses in another order"].explanation
     assert "energy and stress do not belong together" not in found
+
+
+def _squeezed(constants: list[float]) -> list[Frame]:
+    return [labeled(bulk("Cu", a=a, cubic=True), f"{a}.xyz", "squeezed") for a in constants]
+
+
+@pytest.mark.parametrize("offset", [0.02, -0.01])
+def test_stresses_that_are_off_by_a_pressure(offset: float) -> None:
+    sound = _squeezed([3.7 * (1 + 0.02 * math.sin(index)) for index in range(40)])
+    wrong = [replace(frame, stress=np.asarray(frame.stress) + offset * np.eye(3)) for frame in sound]
+    assert "stresses are off by a constant pressure" not in {title for _, title in titles(audit(sound))}
+    result = audit(wrong)
+    assert result.slopes["stress"].offset == pytest.approx(offset, abs=0.001)
+    assert ("warning", "stresses are off by a constant pressure") in titles(result)
+    [told] = [finding.explanation for finding in result.findings if "pressure" in finding.title]
+    assert f" GPa) too {'high' if offset > 0 else 'low'}." in told
+
+
+def test_a_pressure_is_not_seen_in_pairs_of_large_strain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the mean of two stresses is not exact: a crystal that gets stiffer looks as if it had a pressure."""
+    found = _squeezed([3.7 * (0.93 if index % 2 else 1 - index / 2000) for index in range(40)])
+    assert audit(found).slopes["stress"].is_clear
+    assert audit(found).slopes["stress"].offset == 0
+    monkeypatch.setattr("ase_segnn.training.audit.work._SMALL_STRAIN", 1)
+    assert audit(found).slopes["stress"].offset != 0
 
 
 @pytest.mark.parametrize(("factor", "n_found"), [(1.0, 0), (-1.0, 1), (10 / units.GPa, 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
+from ase import units
 from numpy.typing import NDArray
 
 from ase_segnn.labels import LABELS, LabelReport
@@ -226,6 +227,15 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
             "xx, yy, zz, yz, xz, xy; VASP's is xx, yy, zz, xy, yz, zx."
         )
         yield data.finding("stress", "shear stresses in another order", text, none)
+    if stress_slope.offset and not stress_slope.is_wrong:
+        size, direction = abs(stress_slope.offset), "high" if stress_slope.offset > 0 else "low"
+        text = (
+            f"Between {stress_slope.n_pairs} pairs of strained frames, energies change as if all normal stresses were "
+            f"{size * 1e3:.3g} meV/Å³ ({size / units.GPa:.2g} GPa) too {direction}. A basis of plane waves that is not "
+            "large enough makes them too high (Pulay stress), or an external pressure was added. No potential can fit "
+            "both labels: correct the stresses, or give them a weight of zero."
+        )
+        yield data.finding("stress", "stresses are off by a constant pressure", text, none)
     if not stress_slope.is_clear:
         yield from _stress_by_volume(data)
 

@@ -40,6 +40,9 @@ _NOISE = 1e-3  # eV, of energies that are converged as usual
 _NO_RELATION = 0.5  # correlation below which energies come from elsewhere; data in use have 0.97 and more
 _CLEAR = 0.9  # correlation from which a slope means something
 _RIGHT = (0.7, 1.4)  # slopes that count as one
+_SMALL_STRAIN = 0.03  # up to which the mean of two stresses is exact enough to see a constant that is wrong
+_OFFSET = 0.005  # eV/Å³, 0.8 GPa, such a constant that is reported
+_EXPLAINED = 0.5  # part of the squared difference of energies and work that it must explain
 
 _PER_BOHR = units.Hartree / units.Bohr
 _ENERGY_AND_FORCES = {
@@ -85,6 +88,7 @@ class Slope:
     shears : the stress components found where yz, xz and xy should be
     diagnosis : what explains a slope that is clear and wrong; empty otherwise
     size : eV, root mean square of the energy differences, or of the work if that is larger
+    offset : eV/Å³, what to take from all normal stresses so that energies follow them; 0 unless that is clear
     """
 
     slope: float
@@ -93,6 +97,7 @@ class Slope:
     shears: tuple[str, ...] = _SHEARS
     diagnosis: str = ""
     size: float = 0.0
+    offset: float = 0.0
 
     @property
     def is_clear(self) -> bool:
@@ -184,7 +189,8 @@ class Work:
         if step < _LONGEST_STRAINED_STEP:
             works = (change - force_work, normal, *shears.ravel().tolist())
             weight = 1 / largest_strain  # taking the mean stress is less exact for large strains
-            self._stress_pairs.append((*(weight * work for work in works), volume))
+            expansion = volume * float(np.trace(strain))
+            self._stress_pairs.append((*(weight * work for work in (*works, expansion)), largest_strain, volume))
 
     def near_forces(self) -> Slope:
         """Energy differences against the work of the forces, between frames so near that they must agree."""
@@ -221,11 +227,11 @@ class Work:
         if len(self._stress_pairs) < _FEWEST_PAIRS:
             return Slope(math.nan, 0.0, len(self._stress_pairs))
         pairs = _without_outliers(np.array(self._stress_pairs))
-        change, normal, shears, volume = pairs[:, 0], pairs[:, 1], pairs[:, 2:-1].reshape(-1, 3, 3), pairs[:, -1]
+        change, normal, shears = pairs[:, 0], pairs[:, 1], pairs[:, 2:-3].reshape(-1, 3, 3)
+        expansion, strain, volume = pairs[:, -3:].T
         right = (0, 1, 2)
-        fits = {
-            order: _fit(change, normal + shears[:, order, right].sum(axis=1)) for order in itertools.permutations(right)
-        }
+        works = {order: normal + shears[:, order, right].sum(axis=1) for order in itertools.permutations(right)}
+        fits = {order: _fit(change, work) for order, work in works.items()}
         best = min(fits, key=lambda order: fits[order][2])
         if fits[right][2] < 2 * fits[best][2]:
             best = right
@@ -235,8 +241,10 @@ class Work:
         for place, component in enumerate(best):
             # the stress that does the work of strain `place` lies at `component`
             found[component] = _SHEARS[place]
-        size = _TYPICAL_STRAIN * _size(change, normal + shears[:, best, right].sum(axis=1))
-        return Slope(slope, correlation, len(pairs), tuple(found), _diagnosis(slope, known, "stresses"), size)
+        size = _TYPICAL_STRAIN * _size(change, works[best])
+        small = strain < _SMALL_STRAIN
+        offset = _offset((works[best] - change)[small], expansion[small])
+        return Slope(slope, correlation, len(pairs), tuple(found), _diagnosis(slope, known, "stresses"), size, offset)
 
 
 def _size(change: _Floats, work: _Floats) -> float:
@@ -256,6 +264,14 @@ def _fit(change: _Floats, work: _Floats) -> tuple[float, float, float]:
         return math.nan, 0.0, math.sqrt(changes / len(change))
     slope, correlation = product / works, product / math.sqrt(changes * works)
     return slope, correlation, math.sqrt(changes * max(1 - correlation**2, 0.0) / len(change))
+
+
+def _offset(excess: _Floats, expansion: _Floats) -> float:
+    """Stress whose work explains the excess of work over energy differences; 0 if it is small or explains little."""
+    if len(excess) < _FEWEST_PAIRS:
+        return 0.0
+    offset, correlation, _ = _fit(excess, expansion)
+    return offset if abs(offset) > _OFFSET and correlation**2 > _EXPLAINED else 0.0
 
 
 def _diagnosis(slope: float, known: dict[float, str], label: str, tolerance: float = 0.25) -> str:
