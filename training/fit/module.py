@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ class TrainingModule(pl.LightningModule):
         self.automatic_optimization = False
         self.settings = settings
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, Any] = {}  # "objective" on validation frames, "epoch" and "weights"
+        self.best: dict[str, Any] = {}  # "score" on validation frames, "epoch" and "weights"
         self.finished = False
         self.progress = self.progress_at_start = 0.0  # share of the run that is over, now and when this session began
         self.last_loss = math.nan
@@ -216,16 +217,21 @@ class TrainingModule(pl.LightningModule):
         self._sums += sums
 
     def on_validation_epoch_end(self) -> None:
-        """Log the errors of the averaged weights and keep these if they are the best so far."""
+        """Log the errors of the averaged weights and keep these if they are the best so far.
+
+        The best have the least product of the errors of all labels that are learned. The objective would be that of the
+        forces nearly alone, and would take weights from before the energies are learned.
+        """
         penalties, squares, numbers = self._sum_over_processes(self._sums).tolist()
         shares = zip(self.weights(1.0), penalties, numbers, strict=True)
-        objective = sum(weight * penalty / number for weight, penalty, number in shares if number > 0)
+        learned = [penalty / number for weight, penalty, number in shares if weight * number > 0]
+        score = sum(math.log(max(mean, sys.float_info.min)) for mean in learned)
         means = [square / number if number > 0 else None for square, number in zip(squares, numbers, strict=True)]
         self.last_measures, self._validated = self.measures(means), True
         logger.info("epoch %d: validation %s", self.current_epoch + 1, self.shown_errors())
         self.log_dict(self._validation_columns())
-        if not self.best or objective < self.best["objective"]:
-            self.best = {"objective": objective, "epoch": self.current_epoch + 1, "weights": self._averaged}
+        if score <= self.best.get("score", math.inf):
+            self.best = {"score": score, "epoch": self.current_epoch + 1, "weights": self._averaged}
             self._waited = self._waited_for_plateau = 0
             return
         self._waited += 1
