@@ -16,7 +16,7 @@ from ase import Atoms
 from ase.data import covalent_radii
 from ase.data.colors import jmol_colors
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ase_segnn._e3nn import o3
 from ase_segnn.graphs.atomic_graph import AtomicGraph
@@ -113,20 +113,22 @@ class SteerableVectors:
 
 @dataclass(frozen=True, eq=False)
 class NodeVectors:
-    """Attributes and features of a network at each of N atoms.
+    """What a network has at each of N atoms.
 
     Parameters
     ----------
     attributes : node attributes, which steer updates and readout
     features : node features after the embedding, then after each round of messages
+    sums : sums of the messages of each round
     """
 
     attributes: SteerableVectors
     features: list[SteerableVectors]
+    sums: list[SteerableVectors]
 
 
 def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
-    """Run a potential on a structure and return the attributes and features of its atoms.
+    """Run a potential on a structure and return the attributes, features and sums of messages of its atoms.
 
     Parameters
     ----------
@@ -141,10 +143,13 @@ def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
     network = potential.network
     inputs: list[Tensor] = []
     features: list[Tensor] = []
+    sums: list[Tensor] = []
+    recorded: dict[nn.Module, list[Tensor]] = dict.fromkeys((network.embedding, *network.rounds), features)
+    recorded |= dict.fromkeys((layer.message for layer in network.rounds), sums)
     hooks = [network.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments))]
     hooks += [
-        module.register_forward_hook(lambda _module, _arguments, output: features.append(flatten(output)))
-        for module in (network.embedding, *network.rounds)
+        module.register_forward_hook(lambda module, _arguments, output: recorded[module].append(flatten(output)))
+        for module in recorded
     ]
     try:
         with torch.no_grad():
@@ -157,6 +162,7 @@ def node_vectors(potential: Potential, atoms: Atoms) -> NodeVectors:
     return NodeVectors(
         SteerableVectors(attributes, o3.Irreps(network.irreps_node_attributes)),
         [SteerableVectors(x, o3.Irreps(irreps)) for x, irreps in zip(features, kinds, strict=True)],
+        [SteerableVectors(x, o3.Irreps(shape.messages)) for x, shape in zip(sums, network.shapes, strict=True)],
     )
 
 

@@ -22,7 +22,7 @@ from ase_segnn.configuration import Configuration
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
-from ase_segnn.potential_formats import NEWEST, check_fits, format_for, from_format, to_format
+from ase_segnn.potential_formats import NEWEST, check_fits, format_for, from_format, has_an_old_bound, to_format
 
 FORMAT = "ase-segnn-potential"
 SUFFIX = ".safetensors"
@@ -287,6 +287,11 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[PotentialHeader, dict[str,
     if hashlib.sha256(header_json.encode(errors="replace")).hexdigest() != metadata.get("sha256"):
         raise _corrupted(path, "the checksum of its header is wrong")
     checked = _parse_header(header, version, path)
+    if has_an_old_bound(version, checked.config):
+        raise PotentialFileError(
+            f"'{path}' was trained by a development version with another bound of products (format {version}); "
+            "train it again, by its recipe.yaml"
+        )
     if checked.units != UNITS:
         raise PotentialFileError(f"'{path}' has units {checked.units}, ase-segnn reads and writes {UNITS}")
     return checked, table, n_bytes - _LENGTH_BYTES - n_header

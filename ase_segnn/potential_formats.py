@@ -7,10 +7,12 @@ format  holds
 2       one potential
 3       a committee
 4       one potential or a committee, with products at nodes
-5       the same, with bounded products and the shortest distances of the training
+5       the same, with the shortest distances of the training
+6       the same, with bounded products
 ======  ==================================================================================
 
 A potential is written in the lowest format from 2 on that can hold it, so that older versions of ase-segnn read it.
+Bounded products of format 5, written for some days between two releases, had another bound; they are refused.
 """
 
 from __future__ import annotations
@@ -19,16 +21,19 @@ from typing import Any
 
 from ase_segnn.model.config import PotentialConfig
 
-NEWEST = 5
+NEWEST = 6
 _FIRST_WITH_COMMITTEES = 3
 _FIRST_WITH_PRODUCTS = 4
+_FIRST_WITH_DISTANCES = 5
 _SINCE_PRODUCTS = ("correlation", "l_max_messages", "l_max_hidden")  # keys of the network
 
 
 def format_for(config: PotentialConfig, n_members: int) -> int:
     """Return the lowest format that can hold potentials of this config."""
-    if config.shortest_distances is not None or (config.network.correlation > 1 and config.network.bounded_products):
+    if config.network.correlation > 1 and config.network.bounded_products:
         return NEWEST
+    if config.shortest_distances is not None:
+        return _FIRST_WITH_DISTANCES
     if config.network.correlation > 1:
         return _FIRST_WITH_PRODUCTS
     return _FIRST_WITH_COMMITTEES if n_members > 1 else 2
@@ -45,10 +50,15 @@ def check_fits(version: int, config: PotentialConfig, n_members: int) -> None:
         raise ValueError(f"n_members is {n_members}, formats 1 and 2 hold one potential, format 3 several")
     if version < _FIRST_WITH_PRODUCTS and config.network.correlation > 1:
         raise ValueError(f"correlation is {config.network.correlation}, and there is none before format 4")
-    if version < NEWEST and config.network.correlation > 1 and config.network.bounded_products:
-        raise ValueError("bounded_products is True, and there are none before format 5")
-    if version < NEWEST and config.shortest_distances is not None:
+    if version < _FIRST_WITH_DISTANCES and config.network.correlation > 1 and config.network.bounded_products:
+        raise ValueError("bounded_products is True, and there are none before format 6")
+    if version < _FIRST_WITH_DISTANCES and config.shortest_distances is not None:
         raise ValueError("shortest_distances are given, and there are none before format 5")
+
+
+def has_an_old_bound(version: int, config: PotentialConfig) -> bool:
+    """Tell whether products have the bound of format 5, which is no longer there."""
+    return version == _FIRST_WITH_DISTANCES and config.network.correlation > 1 and config.network.bounded_products
 
 
 def to_format(header: dict[str, Any], version: int) -> dict[str, Any]:
@@ -61,7 +71,7 @@ def to_format(header: dict[str, Any], version: int) -> dict[str, Any]:
     """
     header = dict(header)
     config = dict(header["config"])
-    if version < NEWEST:
+    if version < _FIRST_WITH_DISTANCES:
         dropped = _SINCE_PRODUCTS if version < _FIRST_WITH_PRODUCTS else ()
         del config["shortest_distances"]
         config["network"] = {
@@ -83,7 +93,7 @@ def from_format(header: dict[str, Any], version: int) -> dict[str, Any]:
     """
     config = header.get("config")
     network = config.get("network") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(network, dict) or version == NEWEST:
+    if not isinstance(config, dict) or not isinstance(network, dict) or version >= _FIRST_WITH_DISTANCES:
         return header
     if version < _FIRST_WITH_PRODUCTS:
         network = {"correlation": 1, **network}

@@ -14,6 +14,12 @@ CUTOFF = 4.5  # Å, of a potential for these systems
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
+def rattled(atoms: Atoms) -> Atoms:
+    """Move the atoms by about 0.1 Å."""
+    atoms.positions += np.random.default_rng(1).normal(0, 0.06, (len(atoms), 3))
+    return atoms
+
+
 def systems() -> dict[str, Atoms]:
     """Return the named systems, made anew at each call.
 

@@ -132,7 +132,7 @@ def test_errors_are_one_line_and_leave_nothing_behind(folder: Path, arguments: l
 
 def test_info_lists_and_describes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    for expected in ("level of theory", "acac-pbe-fast", "H, C, O", "errors (RMSE)", "cost", "73 µs per atom and step"):
+    for expected in ("level of theory", "acac-pbe-fast", "H, C, O", "errors (RMSE)", "cost", "72 µs per atom and step"):
         assert expected in run("info")
     text = run("info", "pot.safetensors")
     for expected in ("H, C, O, Si, Cu", "4.5 Å", "ZBL", "seed:", "3", "some test", "1.25 meV, 7.50 meV/Å"):

@@ -27,7 +27,7 @@ from ase_segnn.training.data import Frame, FrameStore, Subset, TrainingData, lea
 from ase_segnn.training.data.reference_energies import isolated_atom_energies
 from ase_segnn.training.data.sources import DataFile, locate_all
 from ase_segnn.training.data.training_data import HELD_OUT, split
-from ase_segnn.training.recipe import Recipe
+from ase_segnn.training.recipe import DataSection, Recipe
 
 
 @pytest.fixture
@@ -72,6 +72,27 @@ def test_store_gives_back_frames_and_graphs(tmp_path: Path) -> None:
     assert store.labeled_graph(5).n_labels().tolist() == [1, 24, 1]
     copy = pickle.loads(pickle.dumps(store))  # as for another process
     assert copy.frame(5).atoms == store.frame(5).atoms
+
+
+def test_an_offset_is_taken_off_all_stresses(tmp_path: Path) -> None:
+    path = write_frames(tmp_path / "frames.xyz", [*labeled_crystals(4), *labeled_clusters(2)])
+    labels = DataSection(train=[str(path)], validation=1, test={"again": [str(path)]})
+    sets = [
+        TrainingData.read(labels.model_copy(update={"stress_offset": offset}), NETWORK.cutoff, seed=1)
+        for offset in (0.0, 0.25)
+    ]
+    for before, after in zip(*((data.training, *data.sets.values()) for data in sets), strict=True):
+        for index in before.indices:
+            old, new = before[int(index)], after[int(index)]
+            if old.stress_weights:
+                torch.testing.assert_close(old.stress - new.stress, 0.25 * torch.eye(3, dtype=torch.float64)[None])
+            else:
+                assert not new.stress_weights
+        for frame, corrected in zip(before.frames(), after.frames(), strict=True):
+            assert (frame.stress is None) == (corrected.stress is None)
+            assert frame.energy == corrected.energy
+            if frame.stress is not None and corrected.stress is not None:
+                np.testing.assert_allclose(frame.stress - corrected.stress, 0.25 * np.eye(3), atol=1e-15)
 
 
 def test_missing_labels_are_masked_whatever_the_cell(tmp_path: Path) -> None:

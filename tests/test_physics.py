@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
+from ase.build import bulk
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from random_potentials import CONFIGS, random_potential
-from systems import TOLERANCES, systems
+from systems import TOLERANCES, rattled, systems
 from torch import Tensor
 
 from ase_segnn.graphs.atomic_graph import AtomicGraph
@@ -22,7 +23,9 @@ from ase_segnn.model.potential import Potential, Prediction
 from ase_segnn.potential_file import load_potential, read_header
 from ase_segnn.potentials import shipped_potentials
 
-SYSTEMS = systems()
+SYSTEMS = systems() | {
+    "close-packed": rattled(bulk("Cu", a=3.63, cubic=True)),
+}
 FORCE_FREE = {"lone atom", "far dimer", "one-atom cell"}
 ELEMENTS = {name: config.elements for name, config in CONFIGS.items()}
 ELEMENTS |= {name: read_header(path).config.elements for name, path in shipped_potentials().items()}
@@ -34,7 +37,12 @@ CASES = [
 ]
 
 # Elsewhere a trained potential may be too steep for any time step.
-TRAINED_FOR = {"acac-pbe": "acetylacetone", "acac-pbe-fast": "acetylacetone", "si-pbe": "unwrapped"}
+TRAINED_FOR = {
+    "acac-pbe": "acetylacetone",
+    "acac-pbe-fast": "acetylacetone",
+    "cu-pbe": "close-packed",
+    "si-pbe": "unwrapped",
+}
 each_case = pytest.mark.parametrize(("potential", "name"), CASES)
 each_potential = pytest.mark.parametrize("potential", ELEMENTS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -159,6 +159,19 @@ def test_files_from_before_products_were_bounded_keep_their_energies(tmp_path: P
     assert same(load_potential(path), potential)
 
 
+def test_bounded_products_of_another_bound_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bounded.safetensors"
+    save_potential(random_potential(SHAPES["products"]), path, provenance=PROVENANCE)
+    assert read_header(path).format_version == 6
+    for version, reason in (
+        (5, r"another bound of products \(format 5\); train it"),
+        (4, "there are none before format 6"),
+    ):
+        rewrite(path, {"format_version": version})
+        with pytest.raises(PotentialFileError, match=reason):
+            load_potential(path)
+
+
 def test_shortest_distances_come_back(tmp_path: Path) -> None:
     path = tmp_path / "limited.safetensors"
     potential = random_potential(SHAPES["shortest distances"])
@@ -340,7 +353,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     [
         (
             {"format_version": 7, "unheard_of": 1},
-            r"newer ase-segnn \(format 7, this one reads up to 5\); upgrade with pip install -U ase-segnn",
+            r"newer ase-segnn \(format 7, this one reads up to 6\); upgrade with pip install -U ase-segnn",
         ),
         ({"format_version": "1"}, "its format version is '1'"),
         ({"format_version": 0}, "its format version is 0"),
@@ -390,7 +403,7 @@ def test_checksums_protect_what_still_looks_right(path: Path) -> None:
 def test_a_config_of_a_huge_network_takes_no_memory(path: Path, channels: int, correlation: int) -> None:
     config = read_header(path).config.model_dump(mode="json")
     config["network"] |= {"irreps_hidden": f"{channels}x0e", "correlation": correlation}
-    rewrite(path, {"config": config, "format_version": 2 if correlation == 1 else 5})
+    rewrite(path, {"config": config, "format_version": 2 if correlation == 1 else 6})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PotentialFileError, match=r"its config needs F32|do not fit its config|does not build"):
         load_potential(path)

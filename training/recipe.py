@@ -69,6 +69,8 @@ class DataSection(Section):
     test : name -> files, evaluated once at the end
     held_out : how many frames, or which fraction, to take out of `train` at random as one more test, "held out"
     energy_key, forces_key, stress_key : names of the labels in the files, see `ase_segnn.labels.LabelKeys`
+    stress_offset : eV/Å³, taken off the normal stresses of all frames, such as the Pulay stress of a small basis of
+        plane waves; the audit finds it
     group_weights : group of frames -> factor of their squared errors, besides the frames' own weights
     reference_energies : eV per element; or a file with one frame per isolated atom; or "least-squares" from the
         training frames; or "auto" for the isolated atoms among the training frames if there are any, else least squares
@@ -87,6 +89,7 @@ class DataSection(Section):
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
+    stress_offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     group_weights: dict[str, NonNegativeFloat] = {}
     reference_energies: dict[str, float] | str = Field(
         "auto", description="eV per element, a file of isolated atoms, 'least-squares' or 'auto'"

@@ -25,7 +25,7 @@ _OPERATIONS = {
     "multiply": "{} * {}",
     "divide": "{} / {}",
     "sigmoid": "sigmoid({})",
-    "sqrt": "std::sqrt({})",
+    "sqrt": "square_root({})",
     "exp": "std::exp({})",
     "expm1": "std::expm1({})",
     "ramp": "{0} > 0 ? {0} : 0",

@@ -206,7 +206,8 @@ def node_products(b: Builder, products: NodeProducts, sums: Features) -> Feature
     numbers, sums_of = first[0].numbers, {entry: x.parts[0] for entry, x in first.items()}
     if products.bounded:
         squares = tape.total([tape.multiply(x, x) for components in sums_of.values() for x in components])
-        factor = tape.scale(2, tape.sigmoid(tape.scale(products.per_bound, squares)))
+        under = tape.add(tape.constant(1), tape.scale(products.per_bound, squares))
+        factor = tape.divide(tape.constant(1), tape.sqrt(under))
         sums_of = {entry: [tape.multiply(x, factor) for x in components] for entry, components in sums_of.items()}
     orders = [sums_of]
     for order, (paths, weights) in enumerate(zip(products.paths, products.weights, strict=True), 1):

@@ -208,7 +208,7 @@ class Potential(ModuleWithConstants):
         directional = edge_attributes[:, 1 : self.network.irreps_node_attributes.dim]
         faded = directional * (envelope / self.config.average_neighbors)[:, None]
         node_attributes = sum_to(graph.n_atoms, centers, faded)
-        node_attributes = torch.cat([torch.ones_like(node_attributes[:, :1]), node_attributes], dim=1)
+        node_attributes = torch.cat([node_attributes.new_ones(graph.n_atoms, 1), node_attributes], dim=1)
         scalars, weights = self.radial_functions(d)
         outputs: Tensor = self.network(
             self.one_hot[species],

@@ -13,7 +13,7 @@ from ase_segnn.model.irreps import Irreps
 from ase_segnn.model.steerable import Features
 from ase_segnn.model.wigner import wigner_3j
 
-BOUND = 8.0  # q_0, of squares whose mean is 1 in training
+BOUND = 16.0  # q_0, of squares whose mean is 1 in training
 _SMALLEST = 1e-3  # root mean square that is scaled to 1
 
 
@@ -35,12 +35,12 @@ class NodeProducts(ModuleWithConstants):
     A sum over neighbors knows pairs of atoms. A product of two sums knows pairs of neighbors, and so angles; a product
     of three sums knows triples. With `bounded`, :math:`B^1` has one more factor per atom and channel,
 
-    .. math:: \frac{2}{1 + e^{q_k / q_0}}, \quad q_k = \frac{\sum_{l m} (A^l_{m k} / s^{1, l})^2}{\sum_l (2 l + 1)},
-        \quad q_0 = 8
+    .. math:: \frac{1}{\sqrt{1 + q_k / q_0}}, \quad q_k = \frac{\sum_{l m} (A^l_{m k} / s^{1, l})^2}{\sum_l (2 l + 1)},
+        \quad q_0 = 16
 
-    so that the root mean square of a channel is at most 1.6, and hardly changed where q is about 1 as in training. In
-    a structure denser than all in training, sums would otherwise make products, and the energy, larger without bounds.
-    The factor is this project's own.
+    so that the root mean square of a channel grows with that of A, but never beyond 4, and is hardly changed where q is
+    about 1 as in training. In a structure denser than all in training, sums would otherwise make products, and the
+    energy, larger without bounds. The factor is this project's own.
 
     No loop over pairs or triples is needed. The weights w have one number per channel and
     path, and ⊗ has the factor √(2l + 1) of `ase_segnn.model.steerable.SteerableLinear`. The constants s, one per order
@@ -106,8 +106,8 @@ class NodeProducts(ModuleWithConstants):
 
     @property
     def per_bound(self) -> float:
-        """-1 / (q_0 times the sum of 2 l + 1), what the squares of a channel are multiplied with."""
-        return -1 / (BOUND * sum(ir.dim for _, ir in self.irreps))
+        """1 / (q_0 times the sum of 2 l + 1), what the squares of a channel are multiplied with."""
+        return 1 / (BOUND * sum(ir.dim for _, ir in self.irreps))
 
     @property
     def returned(self) -> list[list[int]]:
@@ -120,7 +120,7 @@ class NodeProducts(ModuleWithConstants):
         first = self._scaled(0, dict(enumerate(sums)))
         if self.bounded:
             squares = torch.stack([x.square().sum(1) for x in first.values()]).sum(0)
-            factor = 2 * torch.sigmoid(squares * self.per_bound)[:, None]
+            factor = (1 + squares * self.per_bound).rsqrt()[:, None]
             first = {entry: x * factor for entry, x in first.items()}
         orders = [first]
         for number, (paths, weights) in enumerate(zip(self.paths, self.weights, strict=True), 1):

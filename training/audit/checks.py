@@ -233,7 +233,7 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
             f"Between {stress_slope.n_pairs} pairs of strained frames, energies change as if all normal stresses were "
             f"{size * 1e3:.3g} meV/Å³ ({size / units.GPa:.2g} GPa) too {direction}. A basis of plane waves that is not "
             "large enough makes them too high (Pulay stress), or an external pressure was added. No potential can fit "
-            "both labels: correct the stresses, or give them a weight of zero."
+            f"both labels: set data.stress_offset to {stress_slope.offset:.2g}, or the weight of the stress to 0."
         )
         yield data.finding("stress", "stresses are off by a constant pressure", text, none)
     if not stress_slope.is_clear:

@@ -71,10 +71,12 @@ class FrameStore:
     Attributes
     ----------
     labels : report on the labels of these frames; None if the store was built without one
+    stress_offset : eV/Å³, taken off the normal stresses of the frames that are returned; 0 until it is set
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.stress_offset = 0.0
         self._file: FileIO | None = None
         with path.open("rb") as file:
             table = _read_table(file, path)
@@ -212,16 +214,16 @@ class FrameStore:
         return self._numbers[self._first_atom[index] : self._first_atom[index + 1]]
 
     def frame(self, index: int) -> Frame:
-        """Return a frame as it was when the store was built."""
+        """Return a frame as it was when the store was built, but for the offset of its stress."""
         table = {name: column[index] for name, column in self._table.items()}
         rows = self._rows(index, _OF_ATOMS)
-        forces, stress, energy = rows["forces"], table["stress"], float(table["energy"])
+        forces, stress, energy = rows["forces"], self._stress(index), float(table["energy"])
         return Frame(
             atoms=Atoms(self.numbers(index), rows["positions"], cell=table["cell"], pbc=table["pbc"]),
             source=self._texts["source"][index],
             energy=None if np.isnan(energy) else energy,
             forces=None if np.isnan(forces).any() else forces,
-            stress=None if np.isnan(stress).any() else stress.copy(),
+            stress=None if np.isnan(stress).any() else stress,
             group=self._texts["group"][index],
             weights=dict(zip(LABELS, table["weights"].tolist(), strict=True)),
         )
@@ -245,7 +247,7 @@ class FrameStore:
         )
         forces = rows["forces"]
         weights = dict(zip(LABELS, table["weights"].tolist(), strict=True))
-        labels = {"energy": table["energy"], "forces": forces, "stress": table["stress"]}
+        labels = {"energy": table["energy"], "forces": forces, "stress": self._stress(index)}
         for name, value in labels.items():
             weights[name] = 0.0 if np.isnan(value).any() else weights[name]
         return LabeledGraph(
@@ -258,6 +260,10 @@ class FrameStore:
             stress_weights=torch.tensor([weights["stress"]], dtype=torch.float64),
             frames=torch.tensor([index]),
         )
+
+    def _stress(self, index: int) -> NDArray[np.float64]:
+        stress: NDArray[np.float64] = self._table["stress"][index] - self.stress_offset * np.eye(3)
+        return stress
 
     def _rows(self, index: int, columns: _Columns) -> dict[str, NDArray[Any]]:
         """Read the rows of a frame for some columns: those of atoms, or those of atoms and edges."""

@@ -158,6 +158,7 @@ def read_store(
         )
     except ValueError as error:
         raise ValueError(f"{use}: {error}") from error
+    store.stress_offset = settings.stress_offset
     Cache.touch(store.path)
     if settings.cache is None:
         cache.trim()

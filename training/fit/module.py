@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ class TrainingModule(pl.LightningModule):
         self.automatic_optimization = False
         self.settings = settings
         self.history: list[dict[str, float]] = []
-        self.best: dict[str, Any] = {}  # "objective" on validation frames, "epoch" and "weights"
+        self.best: dict[str, Any] = {}  # "score" on validation frames, "epoch" and "weights"
         self.finished = False
         self.progress = self.progress_at_start = 0.0  # share of the run that is over, now and when this session began
         self.last_loss = math.nan
@@ -110,7 +111,7 @@ class TrainingModule(pl.LightningModule):
         self._plateau_factor = 1.0
         self._seconds_to_first_step = 0.0  # most of them for compiling
         self._losses: list[Tensor] = []  # of the steps of this epoch
-        self._sums = torch.zeros(3, n_labels, dtype=torch.float64)  # penalties, squared errors, numbers of values
+        self._sums = torch.zeros(2, n_labels, dtype=torch.float64)  # squared errors, numbers of values
         self._averaged: dict[str, Tensor] = {}
         self._validated = False  # in this epoch
 
@@ -124,7 +125,7 @@ class TrainingModule(pl.LightningModule):
 
     @abstractmethod
     def evaluate(self, batch: Any) -> Tensor:
-        """Return sums of penalties, sums of squared errors, and numbers of values of a validation batch, (3, L)."""
+        """Return sums of squared errors and numbers of values of a validation batch, (2, L)."""
 
     @abstractmethod
     def measures(self, mean_squares: Sequence[float | None]) -> list[Measure]:
@@ -216,16 +217,22 @@ class TrainingModule(pl.LightningModule):
         self._sums += sums
 
     def on_validation_epoch_end(self) -> None:
-        """Log the errors of the averaged weights and keep these if they are the best so far."""
-        penalties, squares, numbers = self._sum_over_processes(self._sums).tolist()
-        shares = zip(self.weights(1.0), penalties, numbers, strict=True)
-        objective = sum(weight * penalty / number for weight, penalty, number in shares if number > 0)
+        """Log the errors of the averaged weights and keep these if they are the best so far.
+
+        The best have the least product of the errors of all labels that are learned. The objective would be that of the
+        forces nearly alone, and would take weights from before the energies are learned.
+        """
+        squares, numbers = self._sum_over_processes(self._sums).tolist()
         means = [square / number if number > 0 else None for square, number in zip(squares, numbers, strict=True)]
         self.last_measures, self._validated = self.measures(means), True
         logger.info("epoch %d: validation %s", self.current_epoch + 1, self.shown_errors())
         self.log_dict(self._validation_columns())
-        if not self.best or objective < self.best["objective"]:
-            self.best = {"objective": objective, "epoch": self.current_epoch + 1, "weights": self._averaged}
+        learned = [
+            mean for mean, weight in zip(means, self.weights(1.0), strict=True) if mean is not None and weight > 0
+        ]
+        score = sum(math.log(max(mean, sys.float_info.min)) for mean in learned)
+        if score < self.best.get("score", math.inf):
+            self.best = {"score": score, "epoch": self.current_epoch + 1, "weights": self._averaged}
             self._waited = self._waited_for_plateau = 0
             return
         self._waited += 1

@@ -110,7 +110,7 @@ class PotentialModule(TrainingModule):
         return list(self._optimization.weights(progress).values())
 
     def evaluate(self, batch: LabeledGraph) -> Tensor:
-        """Return sums of penalties, sums of squared errors, and numbers of values, (3, 3)."""
+        """Return sums of squared errors and numbers of values, (2, 3)."""
         assert isinstance(self.loss, PotentialLoss)
         prediction = self.loss.evaluate(batch.graph)
         squares = torch.zeros(len(LABELS), dtype=torch.float64, device=self.device)
@@ -122,7 +122,7 @@ class PotentialModule(TrainingModule):
             if label == "stress":  # the six components that evaluation counts
                 errors = errors[:, VOIGT[0], VOIGT[1]] / math.sqrt(len(COMPONENTS))
             squares[column] = errors.square().sum()
-        return torch.stack([self.loss.penalties(prediction, batch), squares, batch.n_labels()])
+        return torch.stack([squares, batch.n_labels()])
 
     def measures(self, mean_squares: Sequence[float | None]) -> list[Measure]:
         """Root mean square errors of the labels that are learned."""

@@ -76,7 +76,7 @@ class ParticleModule(TrainingModule):
         """Squared errors and number of components."""
         with torch.no_grad():
             squares = (self.model(batch) - batch.targets).double().square().sum()
-        return torch.stack([squares, squares, batch.n_labels()[0]])[:, None]
+        return torch.stack([squares, batch.n_labels()[0]])[:, None]
 
     def measures(self, mean_squares: Sequence[float | None]) -> list[Measure]:
         """Mean squared error over components."""

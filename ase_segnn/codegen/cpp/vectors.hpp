@@ -86,3 +86,11 @@ static inline V exponential(V x) {
   return series<0, E::ORDER>(r) * scale;
 }
 static inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
+
+static inline V square_root(V x) {
+  for (int k = 0; k < LANES; k++)
+    x[k] = std::sqrt(x[k]);
+  return x;
+}
+static inline float square_root(float x) { return std::sqrt(x); }
+static inline double square_root(double x) { return std::sqrt(x); }
