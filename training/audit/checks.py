@@ -231,9 +231,10 @@ def work(data: Collected, force_slope: Slope, stress_slope: Slope) -> Iterator[F
         size, direction = abs(stress_slope.offset), "high" if stress_slope.offset > 0 else "low"
         text = (
             f"Between {stress_slope.n_pairs} pairs of strained frames, energies change as if all normal stresses were "
-            f"{size:.2g} {QUANTITIES['stress'].unit} ({size / units.GPa:.2g} GPa) too {direction}. A basis of plane waves that is not "
-            "large enough makes them too high (Pulay stress), or an external pressure was added. No potential can fit "
-            f"both labels: raise data.stress_offset by {stress_slope.offset:.2g}, or set the weight of the stress to 0."
+            f"{size:.2g} {QUANTITIES['stress'].unit} ({size / units.GPa:.2g} GPa) too {direction}. A basis of plane "
+            "waves that is not large enough makes them too high (Pulay stress), or an external pressure was added. No "
+            f"potential can fit both labels: raise data.stress_offset by {stress_slope.offset:.2g}, or set the weight "
+            "of the stress to 0."
         )
         yield data.finding("stress", "stresses are off by a constant pressure", text, none)
     if not stress_slope.is_clear:
