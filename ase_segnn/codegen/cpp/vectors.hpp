@@ -88,8 +88,7 @@ static inline V exponential(V x) {
 static inline V sigmoid(V x) { return T(1) / (T(1) + exponential(-x)); }
 
 static inline V square_root(V x) {
-  for (int k = 0; k < LANES; k++)
-    x[k] = std::sqrt(x[k]);
+  for (int k = 0; k < LANES; k++) x[k] = std::sqrt(x[k]);
   return x;
 }
 static inline float square_root(float x) { return std::sqrt(x); }
