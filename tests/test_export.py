@@ -37,7 +37,7 @@ CONFIG = NATIVE_CONFIGS["natural parity"]
 IS_X86 = platform.machine() == "x86_64"
 CC = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), "no C compiler")
 STRICT = ("-Wall", "-Wextra", "-pedantic", "-Werror")
-OK, NEEDS_ROOM, WRONG_VERSION, WRONG_SIZE, MISSING, NOT_SORTED, OUT_OF_RANGE, UNKNOWN_ELEMENT = range(8)
+OK, NEEDS_ROOM, WRONG_VERSION, WRONG_SIZE, MISSING, NOT_SORTED, OUT_OF_RANGE, UNKNOWN_ELEMENT, NO_EXCHANGE = range(9)
 
 needs_c_compiler = pytest.mark.skipif(shutil.which(CC) is None, reason="needs a C compiler")
 
@@ -78,6 +78,7 @@ class Info(ctypes.Structure):
         ("n_layers", ctypes.c_int64),
         ("n_elements", ctypes.c_int64),
         ("atomic_numbers", ctypes.POINTER(ctypes.c_int64)),
+        ("most_exchanged", ctypes.c_int64),
     )
 
 
@@ -132,7 +133,7 @@ class Call:
         self.results: dict[str, NDArray[np.float64]] = {name: np.full(shape, 7.0) for name, shape in shapes.items()}
         self.workspace = np.empty(0, np.uint8)
         places = {name: array.ctypes.data for name, array in (self.inputs | self.results).items()}
-        self.struct = _Call(version=1, n_atoms=n, n_pairs=graph.n_edges, n_threads=n_threads, **places)
+        self.struct = _Call(version=2, n_atoms=n, n_pairs=graph.n_edges, n_threads=n_threads, **places)
         self.library = exported.library
 
     def once(self) -> int:
@@ -332,7 +333,7 @@ def test_threads_may_call_at_the_same_time(exact: Exported) -> None:
     ("field", "index", "value", "code"),
     [
         ("version", None, 0, WRONG_VERSION),
-        ("version", None, 2, WRONG_VERSION),
+        ("version", None, 1, WRONG_VERSION),
         ("n_atoms", None, 0, WRONG_SIZE),
         ("n_atoms", None, -1, WRONG_SIZE),
         ("n_atoms", None, 2**31, WRONG_SIZE),
@@ -342,6 +343,9 @@ def test_threads_may_call_at_the_same_time(exact: Exported) -> None:
         ("n_threads", None, 0, WRONG_SIZE),
         ("n_threads", None, -(2**40), WRONG_SIZE),
         ("n_threads", None, 1025, WRONG_SIZE),
+        ("n_ghosts", None, -1, WRONG_SIZE),
+        ("n_ghosts", None, 2**31, WRONG_SIZE),
+        ("n_ghosts", None, 1, MISSING),
         *[(name, None, None, MISSING) for name in ("positions", "cell", "atomic_numbers")],
         *[(name, None, None, MISSING) for name in ("centers", "neighbors", "cell_shifts")],
         ("centers", 0, -1, OUT_OF_RANGE),
@@ -395,8 +399,8 @@ def test_every_code_has_a_text(exact: Exported) -> None:
     header = (export.HEADERS / "segnn.h").read_text()
     codes = [line.split("=")[1] for line in header.splitlines() if line.startswith("  SEGNN_")]
     texts = [exact.library.segnn_error_text(code).decode() for code in range(len(codes) + 1)]
-    assert len(codes) == 8
-    assert len(set(texts)) == 9
+    assert len(codes) == 9
+    assert len(set(texts)) == 10
     assert texts[NOT_SORTED] == "the pairs are not sorted by their centers"
     assert texts[-1] == exact.library.segnn_error_text(-1).decode() == "there is no such code"
 

@@ -36,7 +36,7 @@ def address(array: NDArray[Any]) -> int:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    structs = struct("Input", INPUT) + struct("Constants", NUMBERS)
+    structs = '#include "exchange.hpp"\n' + struct("Input", INPUT) + struct("Constants", NUMBERS)
     source = f'{preamble(torch.float64, 8)}{structs}static const double SMALLEST_VOLUME = 1e-6;\n#include "frame.cpp"\n'
     flags = (*_FLAGS, "-march=native", "-fopenmp", *WARNINGS, "-Wno-unused-function")
     library: Any = ctypes.CDLL(str(compile_cpp(source, tmp_path_factory.mktemp("frame"), flags)))

@@ -31,8 +31,13 @@ VECTOR_BYTES = {"x86-64": 16, "x86-64-v3": 32}
 # Without OpenMP its pragmas are unknown, as they are meant to be. Nothing else is off.
 OPENMP = {"threads": ("-fopenmp",), "no threads": ("-Wno-unknown-pragmas",)}
 # What headers need before them; functions of a header that nothing calls are no fault of it.
-_CALL = struct("Input", INPUT) + struct("Constants", NUMBERS) + "static const double SMALLEST_VOLUME = 1e-6;\n"
-NEEDS = {"threads": "", "vectors": "", "products": "", "splines": "", "frame": _CALL, "edges": ""}
+_CALL = (
+    '#include "exchange.hpp"\n'
+    + struct("Input", INPUT)
+    + struct("Constants", NUMBERS)
+    + "static const double SMALLEST_VOLUME = 1e-6;\n"
+)
+NEEDS = {"threads": "", "vectors": "", "products": "", "splines": "", "frame": _CALL, "edges": "", "exchange": ""}
 
 
 def assert_no_warnings(source: str, folder: Any, *flags: str) -> None:

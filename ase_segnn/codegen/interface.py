@@ -6,10 +6,12 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any
 
-# What changes from call to call. Sizes first; then what is read, in eV and Å; then what is written. Unless it is null,
-# `busy` gets the seconds that each thread worked: to prepare, then in each pass.
+# What changes from call to call: sizes, then what is read, in eV and Å, then what is written. Ghosts are atoms that
+# another process has; they follow the atoms in positions, structures, atomic numbers and forces, and `exchange` is not
+# null then. Unless it is null, `busy` gets the seconds that each thread worked: to prepare, then in each pass.
 INPUT = {
     "n_atoms": "int64_t",
+    "n_ghosts": "int64_t",
     "n_edges": "int64_t",
     "n_structures": "int64_t",
     "n_threads": "int64_t",
@@ -23,11 +25,14 @@ INPUT = {
     "neighbors": "const int64_t*",
     "structures": "const int64_t*",
     "atomic_numbers": "const int64_t*",
+    "exchange": "Exchange",
+    "context": "void*",
     "workspace": "char*",
     "energy": "double*",
     "atom_energies": "double*",
     "forces": "double*",
     "stress": "double*",
+    "atom_virials": "double*",
     "busy": "double*",
 }
 # What does not change, besides the weights of the program.

@@ -2,6 +2,11 @@
 
 Threads have atoms of their own and take them in blocks that fit into a cache. The steps of a pass run for one block
 after another. Between passes all threads wait.
+
+Some atoms may be ghosts: neighbors that another process has. What they hand to their neighbors is fetched from their
+owners, and what their neighbors add to their gradients is returned. Features are much smaller than what atoms send
+along edges, which is features times matrices. So features and their gradients are exchanged, and the products with
+matrices are repeated for ghosts.
 """
 
 from __future__ import annotations
@@ -36,6 +41,31 @@ class Pass(NamedTuple):
         return [*self.forward, *self.backward]
 
 
+class Exchange(NamedTuple):
+    """What ghosts need before a pass, in this order.
+
+    Parameters
+    ----------
+    fetched : arrays whose rows of ghosts become those of their owners
+    forward, backward : steps of the program that are repeated for ghosts; the latter for forces alone
+    gathered : arrays to which neighbors have added, and which `backward` reads; zero again afterwards
+    returned : arrays whose rows of ghosts are added to those of their owners, for forces alone
+    cleared : those of them that have to be zero again afterwards
+    """
+
+    fetched: list[Array]
+    forward: list[Step]
+    backward: list[Step]
+    gathered: list[Array]
+    returned: list[Array]
+    cleared: list[Array]
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps in their order."""
+        return [*self.forward, *self.backward]
+
+
 class Schedule(NamedTuple):
     """A program in passes.
 
@@ -46,6 +76,7 @@ class Schedule(NamedTuple):
     lasting_backward : the same, needed for forces alone
     scattered : those of them to which neighbors add
     totals : sums over structures, at the end
+    exchanges : one per pass
     """
 
     passes: list[Pass]
@@ -53,6 +84,16 @@ class Schedule(NamedTuple):
     lasting_backward: list[Array]
     scattered: list[Array]
     totals: list[Total]
+    exchanges: list[Exchange]
+
+    @property
+    def of_ghosts(self) -> set[Array]:
+        """Arrays that have rows of ghosts."""
+        found = set(self.scattered)
+        for exchange in self.exchanges:
+            found.update([*exchange.fetched, *exchange.returned])
+            found.update(array for step in exchange.steps for array, _ in _accesses(step) if array.rows == "node")
+        return found
 
 
 def schedule(program: Program, given: set[Array]) -> Schedule:
@@ -95,7 +136,51 @@ def schedule(program: Program, given: set[Array]) -> Schedule:
         [array for array in lasting if array not in forward],
         [array for array in lasting if array in scattered],
         totals,
+        _exchanges(program, passes, given, lasting),
     )
+
+
+def _exchanges(program: Program, passes: list[Pass], given: set[Array], lasting: list[Array]) -> list[Exchange]:
+    """Return what ghosts need before each pass."""
+    exchanges = []
+    known: set[Array] = set()
+    made: set[Array] = set()  # in earlier passes
+    for one in passes:
+        exchange = Exchange([], [], [], one.gathered, [], [])
+        for array in _read_at_neighbors(one.steps):
+            if array in known:
+                continue
+            writers = [step for step in program.steps if (array, "center") in step.writes]
+            products = [step for step in writers if isinstance(step, Product)]
+            if len(products) == len(writers):
+                exchange.forward.extend(products)
+                sources = [step.source for step in products]
+            else:
+                sources = [array]
+            exchange.fetched.extend(source for source in sources if source not in known)
+            known.update([array, *sources])
+        for array in one.gathered:
+            readers = [step for step in one.steps if any(array == read for read, _ in step.reads)]
+            products = [step for step in readers if isinstance(step, Product)]
+            if all({written for written, _ in step.writes} <= given for step in readers):
+                exchange.backward.extend(readers)  # the caller adds what ghosts have to their owners
+            elif len(products) == len(readers) and all(step.target in made for step in products):
+                for step in products:
+                    is_first = step.target not in exchange.returned
+                    exchange.backward.append(step._replace(adds=not is_first))
+                    exchange.returned.extend([step.target] if is_first else [])
+            else:
+                exchange.returned.append(array)
+                exchange.cleared.append(array)
+        made.update(array for step in one.steps for array, _ in step.writes if array in lasting)
+        exchanges.append(exchange)
+    return exchanges
+
+
+def _read_at_neighbors(steps: list[Step]) -> dict[Array, None]:
+    """Return the arrays of atoms that steps read at neighbors."""
+    reads = [access for step in steps for access in step.reads]
+    return {array: None for array, at in reads if at == "neighbor" and array.rows == "node"}
 
 
 def _cut(program: Program) -> list[list[tuple[int, Step]]]:

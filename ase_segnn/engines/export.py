@@ -102,6 +102,7 @@ def library_source(potential: Potential, name: str, fingerprint: str, weights: P
     precision = str(potential.dtype).removeprefix("torch.")
     texts = [_literal(text) for text in (name, fingerprint, f"ase-segnn {ase_segnn.__version__}", precision)]
     info = [*texts, repr(potential.cutoff), len(potential.network.rounds), len(potential.elements), "ELEMENTS"]
+    info.append("MOST_EXCHANGED_BYTES")
     return "\n".join(
         [
             source_of(program, potential.dtype),

@@ -22,18 +22,19 @@ _INPUTS: dict[str, Any] = {
     "neighbors": ctypes.c_int64,
     "cell_shifts": ctypes.c_double,
 }
-_RESULTS = ("energy", "atom_energies", "forces", "stress")
+_RESULTS = ("energy", "atom_energies", "forces", "stress", "atom_virials")
 _Call: Any = ctypes_struct(
     "segnn_call",
     dict.fromkeys(_SIZES, "int64_t")
     | dict.fromkeys([*_INPUTS, *_RESULTS, "workspace"], "void*")
-    | {"workspace_size": "int64_t", "halo_rows": "int64_t"},
+    | {"workspace_size": "int64_t", "halo_rows": "int64_t"}
+    | {"n_ghosts": "int64_t", "exchange": "void*", "context": "void*"},
 )
 _NEEDS_ROOM = 1
 
 
 def evaluate(path: Path, inputs: dict[str, list[float]], n_threads: int) -> dict[str, list[float]]:
-    """Return energy, atom_energies, forces and stress as flat lists.
+    """Return energy, atom_energies, forces, stress and atom_virials as flat lists.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def evaluate(path: Path, inputs: dict[str, list[float]], n_threads: int) -> dict
     library.segnn_interface_version.restype = ctypes.c_int64
     library.segnn_error_text.restype = ctypes.c_char_p
     n_atoms, n_pairs = len(inputs["atomic_numbers"]), len(inputs["centers"])
-    sizes = dict(zip(_RESULTS, (1, n_atoms, 3 * n_atoms, 9), strict=True))
+    sizes = dict(zip(_RESULTS, (1, n_atoms, 3 * n_atoms, 9, 9 * n_atoms), strict=True))
     arrays = {name: (kind * len(inputs[name]))(*inputs[name]) for name, kind in _INPUTS.items()}
     results = {name: (ctypes.c_double * size)() for name, size in sizes.items()}
     places = {name: ctypes.addressof(array) for name, array in (arrays | results).items()}

@@ -37,6 +37,7 @@ from ase_segnn.model.potential import Potential, Prediction
 _FEWEST_ATOMS = 32  # per thread; fewer gain little, and threads that wait for a busy processor lose much
 _HALO_RESERVE = 8  # that part of the rows of a halo is there for more
 _Input = ctypes_struct("Input", INPUT)
+_SIZES = ("n_atoms", "n_edges", "n_threads", "forces_wanted", "halo_capacity")  # which the workspace depends on
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong code gives
 
 
@@ -246,10 +247,7 @@ class NativeFunction:
     def memory(self) -> tuple[int, int]:
         """Bytes that the last call worked in, and how many of them only further threads need."""
         n_atoms, n_edges, _, forces, _ = self._sizes
-        whole, one = (
-            int(self._library.workspace_size(*map(ctypes.c_int64, sizes)))
-            for sizes in (self._sizes, (n_atoms, n_edges, 1, forces, 0))
-        )
+        whole, one = map(self._workspace_size, (self._sizes, (n_atoms, n_edges, 1, forces, 0)))
         return whole, whole - one
 
     def _with_weights(self) -> Any:
@@ -262,10 +260,13 @@ class NativeFunction:
         return self._constants
 
     def _get_workspace(self, sizes: tuple[int, ...]) -> None:
-        size = self._library.workspace_size(*map(ctypes.c_int64, sizes))
+        size = self._workspace_size(sizes)
         if size > self._workspace.numel():
             self._workspace = aligned(0, torch.uint8)  # so that both are never there at once
             self._workspace = aligned(size + size // 8, torch.uint8)
+
+    def _workspace_size(self, sizes: tuple[int, ...]) -> int:
+        return int(self._library.workspace_size(ctypes.byref(_Input(**dict(zip(_SIZES, sizes, strict=True))))))
 
     @staticmethod
     def _n_threads(n_atoms: int) -> int:

@@ -1,5 +1,5 @@
-// Runs the passes of a program on all threads. Needs the struct Space and the functions run_pass,
-// clear_scattered and sum_totals, which are generated.
+// Runs the passes of a program on all threads. Needs the struct Space and the functions run_pass, run_ghosts,
+// rows_to_fetch, rows_to_return, rows_to_clear, clear_scattered and sum_totals, which are generated.
 #pragma once
 #include <chrono>
 
@@ -60,11 +60,52 @@ static int64_t prepare(Call& call, int64_t thread, int64_t n_threads) {
   if (most > in.halo_capacity) return -most;
   if (in.forces_wanted && !in.workspace_is_clean) {
     clear_scattered(space, first, last - first);
+    if (thread == 0) clear_scattered(space, in.n_atoms, in.n_ghosts);
     const int64_t n_halos =
         thread + 1 == n_threads ? in.n_threads - thread : 1;  // with those of threads that do not run
-    clear_scattered(space, in.n_atoms + thread * in.halo_capacity, n_halos * in.halo_capacity);
+    clear_scattered(space, atoms_and_ghosts(in) + thread * in.halo_capacity, n_halos * in.halo_capacity);
   }
   return RIGHT;
+}
+
+// Calls a function for blocks of a thread's rows.
+template <class Use> static void for_blocks(int64_t thread, int64_t first, int64_t last, Use use) {
+  const int64_t n_blocks = (last - first + BLOCK - 1) / BLOCK;
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    const int64_t start = first + (last - first) * b / n_blocks, end = first + (last - first) * (b + 1) / n_blocks;
+    use(Block{thread, start, end - start});
+  }
+}
+
+// Has the first thread exchange arrays, while the others wait. Returns whether that went well.
+static bool exchange(Call& call, int64_t thread, bool to_owners, int n_arrays, const Rows* arrays) {
+  if (n_arrays == 0) return true;
+  if (thread == 0 && call.in.exchange(call.in.context, to_owners, n_arrays, arrays)) call.result = EXCHANGE_FAILED;
+#pragma omp barrier
+  return call.result == RIGHT;
+}
+
+// Does for ghosts what has to be done before a pass. Returns whether all exchanges went well.
+static bool serve_ghosts(Call& call, int pass, int64_t thread, int64_t n_threads, T* scratch) {
+  const Input& in = call.in;
+  Rows rows[MOST_EXCHANGED];
+  if (!exchange(call, thread, false, rows_to_fetch(pass, call.space, rows), rows)) return false;
+  const int64_t first = in.n_atoms + in.n_ghosts * thread / n_threads;
+  const int64_t last = in.n_atoms + in.n_ghosts * (thread + 1) / n_threads;
+  timed(in, thread, 1 + pass, [&] {
+    for_blocks(thread, first, last, [&](const Block& block) {
+      run_ghosts(pass, in, call.constants, call.space, call.edges, block, scratch);
+    });
+  });
+#pragma omp barrier
+  if (!in.forces_wanted) return true;
+  if (!exchange(call, thread, true, rows_to_return(pass, call.space, rows), rows)) return false;
+  const int n_cleared = rows_to_clear(pass, call.space, rows);
+  for (int k = 0; k < n_cleared; ++k) {
+    const int64_t row = rows[k].width * rows[k].size;
+    clear((char*)rows[k].numbers + first * row, (last - first) * row);
+  }
+  return true;
 }
 
 static void run(Call& call) {
@@ -74,16 +115,14 @@ static void run(Call& call) {
   if (thread == 0) call.result = wrong;
   if (wrong) return;
   const int64_t first = call.space.first_atoms[thread], last = call.space.first_atoms[thread + 1];
-  const int64_t n_blocks = (last - first + BLOCK - 1) / BLOCK;
   T* scratch = (T*)call.space.scratch + thread * BLOCK * SCRATCH_SIZE;
   for (int pass = 0; pass < (in.forces_wanted ? N_PASSES : N_FORWARD_PASSES); ++pass) {
+    if (in.exchange && !serve_ghosts(call, pass, thread, omp_get_num_threads(), scratch)) return;
     timed(in, thread, 1 + pass, [&] {
-      for (int64_t b = 0; b < n_blocks; ++b) {
-        const int64_t start = first + (last - first) * b / n_blocks, end = first + (last - first) * (b + 1) / n_blocks;
-        const Block block = {thread, start, end - start};
+      for_blocks(thread, first, last, [&](const Block& block) {
         if (pass == 0) select_pairs(in, call.constants.cutoff_[0], call.space, block, call.space.vectors_);
         run_pass(pass, in, call.constants, call.space, call.edges, block, scratch);
-      }
+      });
     });
 #pragma omp barrier
   }
@@ -93,20 +132,13 @@ static void run(Call& call) {
 extern "C" int64_t number_of_parts() { return 1 + N_PASSES; }
 
 // Bytes of the workspace of a call of this size.
-extern "C" int64_t workspace_size(int64_t n_atoms, int64_t n_edges, int64_t n_threads, int64_t forces_wanted,
-                                  int64_t halo_capacity) {
-  Input in = {};
-  in.n_atoms = n_atoms;
-  in.n_edges = n_edges;
-  in.n_threads = n_threads;
-  in.forces_wanted = forces_wanted;
-  in.halo_capacity = halo_capacity;
+extern "C" int64_t workspace_size(const Input* sizes) {
   Space space;
-  return lay_out(space, in, nullptr);
+  return lay_out(space, *sizes, nullptr);
 }
 
-// Returns 0 if all went well. Otherwise nothing was computed: a positive number says what is wrong with the indices,
-// see `check_edges`; a negative one that a halo needs so many rows.
+// Returns 0 if all went well. Otherwise there is no result: a positive number says what is wrong with the indices, see
+// `check_edges`, or that an exchange failed; a negative one that a halo needs so many rows.
 extern "C" int64_t evaluate(const Input* input, const Constants* constants) {
   Call call = {*input, *constants, {}, {}, RIGHT};
   lay_out(call.space, call.in, call.in.workspace);

@@ -19,39 +19,42 @@ struct Cutter {
   }
 };
 
-// What every program keeps in the workspace. A thread adds to rows of its own atoms; what it has for atoms of other
-// threads goes to its halo, rows behind those of the atoms, and the owner adds that when it needs the sum.
+static int64_t atoms_and_ghosts(const Input& in) { return in.n_atoms + in.n_ghosts; }
+// Atoms, ghosts, then the halo of each thread.
+static int64_t number_of_rows(const Input& in) { return atoms_and_ghosts(in) + in.n_threads * in.halo_capacity; }
+
+// What every program keeps in the workspace. A thread adds to rows of its own atoms; what it has for ghosts and atoms
+// of other threads goes to its halo, rows behind those of the ghosts, and the owner adds that when it needs the sum.
 struct Frame {
-  int64_t n_threads, n_rows;  // rows: atoms, then the halo of each thread
-  int64_t *rows, *ends;       // edges of atom i that are within the cutoff: from rows[i] to ends[i]
-  int64_t *near, *targets;    // of each edge: the neighbor, and the row to which it adds
+  int64_t n_threads;
+  int64_t *rows, *ends;     // edges of atom i that are within the cutoff: from rows[i] to ends[i]
+  int64_t *near, *targets;  // of each edge: the neighbor, and the row to which it adds
   int64_t *species, *wrong, *first_atoms, *n_halo, *halo_atoms;
   int32_t* halo_rows;  // of each thread and atom
   char* scratch;
 
   void lay_out(Cutter& cutter, const Input& in) {
     n_threads = in.n_threads;
-    n_rows = in.n_atoms + n_threads * in.halo_capacity;
     rows = cutter.take<int64_t>(in.n_atoms + 1);
     ends = cutter.take<int64_t>(in.n_atoms);
     near = cutter.take<int64_t>(in.n_edges);
     targets = n_threads > 1 && in.forces_wanted ? cutter.take<int64_t>(in.n_edges) : near;
-    species = cutter.take<int64_t>(in.n_atoms);
+    species = cutter.take<int64_t>(atoms_and_ghosts(in));
     wrong = cutter.take<int64_t>(n_threads);
     first_atoms = cutter.take<int64_t>(n_threads + 1);
     n_halo = cutter.take<int64_t>(n_threads);
     halo_atoms = cutter.take<int64_t>(n_threads * in.halo_capacity);
-    halo_rows = cutter.take<int32_t>(n_threads > 1 ? n_threads * in.n_atoms : 0);
+    halo_rows = cutter.take<int32_t>(n_threads > 1 ? n_threads * atoms_and_ghosts(in) : 0);
   }
 };
 
-// Some atoms of one thread.
+// Some atoms of one thread, or some ghosts.
 struct Block {
   int64_t thread, first, n;
 };
 
-// What is wrong with the indices of a call, 0 for nothing. Nothing is read or written by an index before.
-enum { RIGHT, EDGES_NOT_SORTED, EDGE_OUT_OF_RANGE, STRUCTURES_NOT_SORTED, UNKNOWN_ELEMENT };
+// What is wrong with a call, 0 for nothing. Nothing is read or written by an index before all are checked.
+enum { RIGHT, EDGES_NOT_SORTED, EDGE_OUT_OF_RANGE, STRUCTURES_NOT_SORTED, UNKNOWN_ELEMENT, EXCHANGE_FAILED };
 
 // Checks a thread's share of the edges, and finds where those of each atom begin.
 static int64_t check_edges(const Input& in, const Frame& frame, int64_t thread, int64_t n_threads) {
@@ -62,7 +65,7 @@ static int64_t check_edges(const Input& in, const Frame& frame, int64_t thread, 
     const int64_t center = in.centers[e];
     if (center < before) return EDGES_NOT_SORTED;
     if (center < 0 || center >= in.n_atoms) return EDGE_OUT_OF_RANGE;
-    if ((uint64_t)in.neighbors[e] >= (uint64_t)in.n_atoms) wrong = EDGE_OUT_OF_RANGE;
+    if ((uint64_t)in.neighbors[e] >= (uint64_t)atoms_and_ghosts(in)) wrong = EDGE_OUT_OF_RANGE;
     while (before < center) frame.rows[++before] = e;
   }
   if (thread + 1 < n_threads) return wrong;
@@ -70,10 +73,10 @@ static int64_t check_edges(const Input& in, const Frame& frame, int64_t thread, 
   return wrong;
 }
 
-// Checks a thread's share of the atoms: each structure has some, and they follow each other.
+// Checks a thread's share of atoms and ghosts: each structure has some, and they follow each other.
 static int64_t check_atoms(const Input& in, const Constants& constants, const Frame& frame, int64_t thread,
                            int64_t n_threads) {
-  const int64_t first = in.n_atoms * thread / n_threads, last = in.n_atoms * (thread + 1) / n_threads;
+  const int64_t n = atoms_and_ghosts(in), first = n * thread / n_threads, last = n * (thread + 1) / n_threads;
   int64_t structure = first > 0 ? in.structures[first - 1] : -1;
   for (int64_t i = first; i < last; ++i) {
     const bool follows = in.structures[i] == structure || in.structures[i] == ++structure;
@@ -84,8 +87,8 @@ static int64_t check_atoms(const Input& in, const Constants& constants, const Fr
     if (species < 0 || species >= constants.n_species) return UNKNOWN_ELEMENT;
     frame.species[i] = species;
   }
-  if (last < in.n_atoms) return RIGHT;
-  return (in.n_atoms > 0 ? in.structures[in.n_atoms - 1] : -1) + 1 == in.n_structures ? RIGHT : STRUCTURES_NOT_SORTED;
+  if (last < n || (n == 0 && in.exchange)) return RIGHT;  // a process may have none of the atoms
+  return (n > 0 ? in.structures[n - 1] : -1) + 1 == in.n_structures ? RIGHT : STRUCTURES_NOT_SORTED;
 }
 
 // The first atom of a thread, so that all have about the same work.
@@ -102,13 +105,15 @@ static int64_t first_atom(const Input& in, const Frame& frame, int64_t thread, i
   return low;
 }
 
-// Lists the neighbors of a thread's atoms that belong to other threads, in their order. Returns how many there are.
+// Lists the neighbors of a thread's atoms that are ghosts or belong to other threads, in their order. Returns how many
+// there are.
 static int64_t list_halo(const Input& in, const Frame& frame, int64_t thread, int64_t first, int64_t last) {
-  int32_t* rows = frame.halo_rows + thread * in.n_atoms;
-  std::fill(rows, rows + in.n_atoms, -1);
+  const int64_t n_all = atoms_and_ghosts(in);
+  int32_t* rows = frame.halo_rows + thread * n_all;
+  std::fill(rows, rows + n_all, -1);
   for (int64_t e = frame.rows[first]; e < frame.rows[last]; ++e) rows[in.neighbors[e]] = 0;
   int64_t n = 0;
-  for (int64_t j = 0; j < in.n_atoms; ++j) {
+  for (int64_t j = 0; j < n_all; ++j) {
     if (rows[j] < 0 || (j >= first && j < last)) continue;
     if (n < in.halo_capacity) {
       frame.halo_atoms[thread * in.halo_capacity + n] = j;
@@ -122,8 +127,8 @@ static int64_t list_halo(const Input& in, const Frame& frame, int64_t thread, in
 // Keeps the pairs of a block's atoms that are within the cutoff, and their vectors.
 static void select_pairs(const Input& in, double cutoff, const Frame& frame, const Block& block, double* vectors) {
   const int64_t first = frame.first_atoms[block.thread], last = frame.first_atoms[block.thread + 1];
-  const int64_t halo = in.n_atoms + block.thread * in.halo_capacity;
-  const int32_t* halo_rows = frame.halo_rows + block.thread * in.n_atoms;
+  const int64_t n_all = atoms_and_ghosts(in), halo = n_all + block.thread * in.halo_capacity;
+  const int32_t* halo_rows = frame.halo_rows + block.thread * n_all;
   for (int64_t i = block.first; i < block.first + block.n; ++i) {
     const double *x = in.positions + 3 * i, *h = in.cells + 9 * in.structures[i];
     int64_t at = frame.rows[i];
@@ -150,7 +155,7 @@ static void gather(const Input& in, const Frame& frame, const Block& block, X* a
   for (int64_t thread = 0; thread < frame.n_threads; ++thread) {
     const int64_t *atoms = frame.halo_atoms + thread * in.halo_capacity, *end = atoms + frame.n_halo[thread];
     const int64_t* atom = std::lower_bound(atoms, end, block.first);
-    X* from = array + (in.n_atoms + thread * in.halo_capacity + (atom - atoms)) * stride;
+    X* from = array + (atoms_and_ghosts(in) + thread * in.halo_capacity + (atom - atoms)) * stride;
     for (; atom < end && *atom < block.first + block.n; ++atom, from += stride) {
       X* to = array + *atom * stride;
       for (int64_t k = 0; k < stride; ++k) {
@@ -161,8 +166,8 @@ static void gather(const Input& in, const Frame& frame, const Block& block, X* a
   }
 }
 
-// Sums over the atoms of each structure, which follow each other. Sums of many numbers need more digits than these
-// have.
+// Sums over the atoms of each structure, which follow each other, without ghosts. Sums of many numbers need more digits
+// than these have.
 template <int N, class Use> static void sum_structures(const Input& in, const double* of_atoms, Use use) {
   for (int64_t i = 0; i < in.n_atoms;) {
     const int64_t structure = in.structures[i];
@@ -171,13 +176,17 @@ template <int N, class Use> static void sum_structures(const Input& in, const do
       for (int k = 0; k < N; ++k) total[k] += of_atoms[N * i + k];
     use(structure, total);
   }
+  const long double nothing[N] = {};
+  if (in.n_atoms == 0 && in.exchange) use(0, nothing);
 }
 static void sum_energy(const Input& in, const double* energies) {
-  sum_structures<1>(in, energies, [&](int64_t structure, long double* total) { in.energy[structure] = total[0]; });
+  sum_structures<1>(in, energies,
+                    [&](int64_t structure, const long double* total) { in.energy[structure] = total[0]; });
 }
 // Sums of the virials over the volumes of the cells, made symmetric; nan where a cell has no volume.
 static void sum_virials(const Input& in, const double* virials) {
-  sum_structures<9>(in, virials, [&](int64_t structure, long double* total) {
+  if (in.atom_virials) std::copy(virials, virials + 9 * in.n_atoms, in.atom_virials);
+  sum_structures<9>(in, virials, [&](int64_t structure, const long double* total) {
     const double* h = in.cells + 9 * structure;
     double volume = std::fabs(h[0] * (h[4] * h[8] - h[5] * h[7]) + h[1] * (h[5] * h[6] - h[3] * h[8]) +
                               h[2] * (h[3] * h[7] - h[4] * h[6]));

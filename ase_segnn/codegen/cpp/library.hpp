@@ -13,8 +13,8 @@ extern const segnn_info INFO;
 static int64_t take_workspace(Input& in, char* workspace) {
   char* start = workspace + -(uintptr_t)workspace % 64;
   Cutter cutter = {start};
-  int64_t* structures = cutter.take<int64_t>(in.n_atoms);
-  double *energies = cutter.take<double>(in.n_atoms), *forces = cutter.take<double>(3 * in.n_atoms);
+  int64_t* structures = cutter.take<int64_t>(atoms_and_ghosts(in));
+  double *energies = cutter.take<double>(in.n_atoms), *forces = cutter.take<double>(3 * atoms_and_ghosts(in));
   double *energy = cutter.take<double>(1), *stress = cutter.take<double>(9);
   in.structures = structures;
   if (!in.energy) in.energy = energy;
@@ -22,18 +22,26 @@ static int64_t take_workspace(Input& in, char* workspace) {
   if (!in.forces) in.forces = forces;
   if (!in.stress) in.stress = stress;
   in.workspace = cutter.next;
-  const int64_t own = workspace_size(in.n_atoms, in.n_edges, in.n_threads, in.forces_wanted, in.halo_capacity);
-  return cutter.next - start + own + 63;
+  return cutter.next - start + workspace_size(&in) + 63;
+}
+
+// Calls the function of a call with the arrays of the library.
+static int exchange_by_caller(void* context, int to_owners, int n_arrays, const Rows* arrays) {
+  const segnn_call& call = *(const segnn_call*)context;
+  segnn_rows rows[MOST_EXCHANGED];
+  for (int k = 0; k < n_arrays; ++k) rows[k] = {arrays[k].numbers, arrays[k].width, arrays[k].size};
+  return call.exchange(call.context, to_owners, n_arrays, rows);
 }
 
 // The part of a call that does not depend on its workspace.
-static Input input_of(const segnn_call& call) {
+static Input input_of(segnn_call& call) {
   Input in = {};
   in.n_atoms = call.n_atoms;
+  in.n_ghosts = call.n_ghosts;
   in.n_edges = call.n_pairs;
   in.n_structures = 1;
   in.n_threads = call.n_threads;
-  in.forces_wanted = call.forces || call.stress;
+  in.forces_wanted = call.forces || call.stress || call.atom_virials;
   in.positions = call.positions;
   in.cells = call.cell;
   in.cell_shifts = call.cell_shifts;
@@ -44,16 +52,24 @@ static Input input_of(const segnn_call& call) {
   in.atom_energies = call.atom_energies;
   in.forces = call.forces;
   in.stress = call.stress;
+  in.atom_virials = call.atom_virials;
+  if (call.exchange) {
+    in.exchange = exchange_by_caller;
+    in.context = &call;
+  }
   return in;
 }
 
 static int check_call(const segnn_call* call) {
   if (!call) return SEGNN_MISSING_ARRAY;
   if (call->version != SEGNN_INTERFACE_VERSION) return SEGNN_WRONG_VERSION;
-  if (call->n_atoms < 1 || call->n_atoms > INT32_MAX) return SEGNN_WRONG_SIZE;
+  if (call->n_atoms < !call->exchange || call->n_atoms > INT32_MAX) return SEGNN_WRONG_SIZE;
+  if (call->n_ghosts < 0 || call->n_ghosts > INT32_MAX - call->n_atoms) return SEGNN_WRONG_SIZE;
   if (call->n_pairs < 0 || call->n_pairs > SEGNN_MOST_PAIRS) return SEGNN_WRONG_SIZE;
   if (call->n_threads < 1 || call->n_threads > SEGNN_MOST_THREADS) return SEGNN_WRONG_SIZE;
-  if (!call->positions || !call->cell || !call->atomic_numbers) return SEGNN_MISSING_ARRAY;
+  if (call->n_ghosts && !call->exchange) return SEGNN_MISSING_ARRAY;
+  const bool has_rows = call->n_atoms || call->n_ghosts;
+  if (!call->cell || (has_rows && (!call->positions || !call->atomic_numbers))) return SEGNN_MISSING_ARRAY;
   if (call->n_pairs && (!call->centers || !call->neighbors || !call->cell_shifts)) return SEGNN_MISSING_ARRAY;
   return SEGNN_OK;
 }
@@ -66,6 +82,8 @@ static int code_of(int64_t wrong) {
       return SEGNN_PAIRS_NOT_SORTED;
     case EDGE_OUT_OF_RANGE:
       return SEGNN_PAIR_OUT_OF_RANGE;
+    case EXCHANGE_FAILED:
+      return SEGNN_EXCHANGE_FAILED;
     default:
       return SEGNN_UNKNOWN_ELEMENT;  // the one structure is as it should be
   }
@@ -77,7 +95,7 @@ extern "C" int segnn_evaluate(segnn_call* call) {
   for (;;) {
     Input in = input_of(*call);
     if (in.n_threads > 1 && in.forces_wanted) {
-      in.halo_capacity = std::max<int64_t>(0, std::min(call->halo_rows, in.n_atoms));
+      in.halo_capacity = std::max<int64_t>(0, std::min(call->halo_rows, atoms_and_ghosts(in)));
     }
     const int64_t size = take_workspace(in, (char*)call->workspace);
     if (size > call->workspace_size) {
@@ -85,7 +103,7 @@ extern "C" int segnn_evaluate(segnn_call* call) {
       return SEGNN_NEEDS_ROOM;
     }
     if (!call->workspace) return SEGNN_MISSING_ARRAY;
-    clear((int64_t*)in.structures, in.n_atoms);
+    clear((int64_t*)in.structures, atoms_and_ghosts(in));
     const int64_t result = evaluate(&in, &CONSTANTS);
     if (result >= 0) return code_of(result);
     call->halo_rows = -result + -result / 8;
@@ -114,15 +132,17 @@ extern "C" const char* segnn_error_text(int code) {
     case SEGNN_WRONG_VERSION:
       return "the version of the call is not the library's; compile with the header beside it";
     case SEGNN_WRONG_SIZE:
-      return "there are no atoms, or the number of pairs or threads is out of range";
+      return "there are no atoms, or the number of atoms, ghosts, pairs or threads is out of range";
     case SEGNN_MISSING_ARRAY:
-      return "an input or the workspace is NULL";
+      return "an input or the workspace is NULL, or the function that exchanges rows of ghosts";
     case SEGNN_PAIRS_NOT_SORTED:
       return "the pairs are not sorted by their centers";
     case SEGNN_PAIR_OUT_OF_RANGE:
-      return "a pair has an index that is not from 0 to n_atoms - 1";
+      return "a pair has an index that is not from 0 to n_atoms - 1, or for ghosts to n_atoms + n_ghosts - 1";
     case SEGNN_UNKNOWN_ELEMENT:
       return "an atomic number is none of the potential's, which segnn_get_info lists";
+    case SEGNN_EXCHANGE_FAILED:
+      return "the function that exchanges rows of ghosts failed";
     default:
       return "there is no such code";
   }

@@ -16,18 +16,19 @@ extern "C" {
 #endif
 
 /* Version of what this header declares. A library and a program that differ in it do not fit. */
-#define SEGNN_INTERFACE_VERSION 1
+#define SEGNN_INTERFACE_VERSION 2
 
 /* What `segnn_evaluate` returns. With anything but SEGNN_OK, no result was written. */
 enum {
   SEGNN_OK = 0,
   SEGNN_NEEDS_ROOM = 1,        /* the workspace is too small; `workspace_size` says how large it has to be */
   SEGNN_WRONG_VERSION = 2,     /* `version` is not the library's */
-  SEGNN_WRONG_SIZE = 3,        /* the number of atoms, pairs or threads is out of range */
-  SEGNN_MISSING_ARRAY = 4,     /* an input or the workspace is NULL */
+  SEGNN_WRONG_SIZE = 3,        /* the number of atoms, ghosts, pairs or threads is out of range */
+  SEGNN_MISSING_ARRAY = 4,     /* an input or the workspace is NULL, or `exchange` where there are ghosts */
   SEGNN_PAIRS_NOT_SORTED = 5,  /* `centers` decrease somewhere */
-  SEGNN_PAIR_OUT_OF_RANGE = 6, /* an index in `centers` or `neighbors` is not from 0 to n_atoms - 1 */
-  SEGNN_UNKNOWN_ELEMENT = 7    /* an atomic number is none of those in `segnn_info` */
+  SEGNN_PAIR_OUT_OF_RANGE = 6, /* a center is no atom, or a neighbor neither an atom nor a ghost */
+  SEGNN_UNKNOWN_ELEMENT = 7,   /* an atomic number is none of those in `segnn_info` */
+  SEGNN_EXCHANGE_FAILED = 8    /* `exchange` did not return 0 */
 };
 
 #define SEGNN_MOST_THREADS 1024
@@ -43,29 +44,51 @@ typedef struct segnn_info {
   int64_t n_layers;              /* an atom feels others up to n_layers * cutoff away */
   int64_t n_elements;            /* length of `atomic_numbers` */
   const int64_t* atomic_numbers; /* that the potential knows */
+  int64_t most_exchanged;        /* bytes per atom of all arrays that one call of `exchange` gets, at most */
 } segnn_info;
+
+/* An array of the library in an exchange: `width` numbers of `size` bytes per row. Rows of atoms come first, then those
+ * of ghosts. */
+typedef struct segnn_rows {
+  void* numbers; /* float or double, as `size` says; aligned for them */
+  int64_t width;
+  int64_t size;
+} segnn_rows;
+
+/* Exchanges rows of some arrays between processes: copies rows of atoms to their ghosts, or, if `to_owners` is not 0,
+ * adds rows of ghosts to those of their atoms. Returns 0 if all went well. It is called by the thread that called
+ * `segnn_evaluate`, in all processes in the same order, if all want the same results. */
+typedef int (*segnn_exchange)(void* context, int to_owners, int n_arrays, const segnn_rows* arrays);
 
 /* One structure, and where its results go. Set all of it to zero first. Pairs are ordered: if j is a neighbor of i,
  * then i is one of j, as another pair. Their vectors are positions[neighbor] + cell_shift * cell - positions[center]. A
- * list with pairs beyond the cutoff can be used until a pair that it lacks may have come within. */
+ * list with pairs beyond the cutoff can be used until a pair that it lacks may have come within.
+ *
+ * Several processes may share a structure. Each has atoms, whose pairs it lists, and ghosts: their neighbors that another
+ * process has. Ghosts follow the atoms in `positions`, `atomic_numbers` and `forces`. Energies and stresses are those of
+ * the atoms of a process, to be summed over processes; forces on ghosts are to be added to those on their atoms. */
 typedef struct segnn_call {
   int64_t version;               /* SEGNN_INTERFACE_VERSION */
-  int64_t n_atoms;               /* 1 to INT32_MAX */
+  int64_t n_atoms;               /* 1 to INT32_MAX; with `exchange` from 0 on */
   int64_t n_pairs;               /* 0 to SEGNN_MOST_PAIRS */
   int64_t n_threads;             /* 1 to SEGNN_MOST_THREADS, which share the work; results may differ in rounding */
-  const double* positions;       /* (n_atoms, 3), Å */
+  const double* positions;       /* (n_atoms + n_ghosts, 3), Å */
   const double* cell;            /* (3, 3), Å, one vector per row; zeros for a structure without a cell */
-  const int64_t* atomic_numbers; /* (n_atoms,) */
+  const int64_t* atomic_numbers; /* (n_atoms + n_ghosts,) */
   const int64_t* centers;        /* (n_pairs,), from 0 on, not decreasing */
   const int64_t* neighbors;      /* (n_pairs,), from 0 on */
   const double* cell_shifts;     /* (n_pairs, 3), whole numbers of cell vectors by which the neighbor is shifted */
   double* energy;                /* (1,), eV; NULL for this and all below: not wanted */
   double* atom_energies;         /* (n_atoms,), eV, with the sum `energy` */
-  double* forces;                /* (n_atoms, 3), eV/Å */
+  double* forces;                /* (n_atoms + n_ghosts, 3), eV/Å */
   double* stress;                /* (3, 3), eV/Å^3, positive under tension as in ASE; nan if the cell has no volume */
+  double* atom_virials;          /* (n_atoms, 3, 3), eV; their sum over the volume is the stress, once made symmetric */
   void* workspace;               /* memory for the library to work in, with any contents; NULL at first */
   int64_t workspace_size;        /* of this memory, bytes; 0 at first */
   int64_t halo_rows;             /* kept by the library from call to call; 0 at first */
+  int64_t n_ghosts;              /* with n_atoms at most INT32_MAX; 0 for a structure in one process */
+  segnn_exchange exchange;       /* NULL for a structure in one process */
+  void* context;                 /* what `exchange` is called with */
 } segnn_call;
 
 /* Version of the interface that the library has; fits if it is SEGNN_INTERFACE_VERSION. */
@@ -85,7 +108,8 @@ const segnn_info* segnn_get_info(void);
 int segnn_evaluate(segnn_call* call);
 
 /* Bytes of workspace that a call of this size takes on one thread. Several threads take more, which `segnn_evaluate`
- * tells: the rows for sums at neighbors that belong to other threads, as many as there are such neighbors. */
+ * tells: the rows for sums at neighbors that belong to other threads, as many as there are such neighbors. So do
+ * ghosts. */
 int64_t segnn_workspace_size(int64_t n_atoms, int64_t n_pairs, int forces_or_stress);
 
 /* What a code says, in English; lasts as long as the library. */
