@@ -46,7 +46,7 @@ LAYERS = [
     },
     {"calculator"},
     {"evaluation", "glyphs", "plots", "selection"},
-    {"physics"},
+    {"integrations", "physics"},
     {"cli", "training"},
     {"__main__"},
 ]

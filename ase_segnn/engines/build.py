@@ -79,6 +79,24 @@ def compile_library(source: str, headers: Path, folder: Path, march: str) -> Pat
     return _compile(source, headers, _compiler(), folder, targets)
 
 
+def compile_files(files: Sequence[Path], options: Sequence[str], library: Path) -> None:
+    """Compile files of C++17 into a library whose names are hidden but those that the files make visible.
+
+    Parameters
+    ----------
+    files : to be compiled together
+    options : of the compiler besides, such as folders of headers
+    library : to be written
+
+    Raises
+    ------
+    NoCompilerError
+    """
+    message = _run(_compiler(), [*_FLAGS, "-fvisibility=hidden", *options, *map(str, files), "-o", str(library)])
+    if message:
+        raise NoCompilerError(message)
+
+
 def _load_or_compile(source: str, headers: Path | None) -> Any:
     compiler = _compiler()
     included = [] if headers is None else [path.read_text("utf-8") for path in sorted(headers.glob("*.hpp"))]
@@ -163,15 +181,29 @@ def _compile(
     include = [] if headers is None else ["-I", str(headers)]
     messages = []
     for target in targets:
-        command = [*compiler, *_FLAGS, *target, *include, str(file), "-o", str(library)]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        except OSError as error:
-            raise NoCompilerError(f"compiling needs a C++ compiler such as g++: {error}") from error
-        if run.returncode == 0:
+        message = _run(compiler, [*_FLAGS, *target, *include, str(file), "-o", str(library)])
+        if not message:
             return library
-        messages.append(_first_error(run.stderr) or f"exit status {run.returncode}")
-    raise NoCompilerError(f"the C++ compiler '{shlex.join(compiler)}' fails: {messages[0]}")
+        messages.append(message)
+    raise NoCompilerError(messages[0])
+
+
+def _run(compiler: tuple[str, ...], options: Sequence[str]) -> str:
+    """Run a compiler and return why it fails, "" if it does not.
+
+    Raises
+    ------
+    NoCompilerError
+        If there is none.
+    """
+    try:
+        run = subprocess.run([*compiler, *options], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise NoCompilerError(f"compiling needs a C++ compiler such as g++: {error}") from error
+    if run.returncode == 0:
+        return ""
+    first = _first_error(run.stderr) or f"exit status {run.returncode}"
+    return f"the C++ compiler '{shlex.join(compiler)}' fails: {first}"
 
 
 def _first_error(text: str) -> str:

@@ -57,16 +57,18 @@ typedef struct segnn_rows {
 
 /* Exchanges rows of some arrays between processes: copies rows of atoms to their ghosts, or, if `to_owners` is not 0,
  * adds rows of ghosts to those of their atoms. Returns 0 if all went well. It is called by the thread that called
- * `segnn_evaluate`, in all processes in the same order, if all want the same results. */
+ * `segnn_evaluate`, in all processes in the same order, as long as all want the same results: also a process without
+ * atoms must not have NULL for them. */
 typedef int (*segnn_exchange)(void* context, int to_owners, int n_arrays, const segnn_rows* arrays);
 
 /* One structure, and where its results go. Set all of it to zero first. Pairs are ordered: if j is a neighbor of i,
  * then i is one of j, as another pair. Their vectors are positions[neighbor] + cell_shift * cell - positions[center]. A
  * list with pairs beyond the cutoff can be used until a pair that it lacks may have come within.
  *
- * Several processes may share a structure. Each has atoms, whose pairs it lists, and ghosts: their neighbors that another
- * process has. Ghosts follow the atoms in `positions`, `atomic_numbers` and `forces`. Energies and stresses are those of
- * the atoms of a process, to be summed over processes; forces on ghosts are to be added to those on their atoms. */
+ * Several processes may share a structure. Each has atoms, whose pairs it lists, and ghosts: their neighbors that
+ * another process has. Ghosts follow the atoms in `positions`, `atomic_numbers` and `forces`. Energies and stresses are
+ * those of the atoms of a process, to be summed over processes; forces on ghosts are to be added to those on their
+ * atoms. */
 typedef struct segnn_call {
   int64_t version;               /* SEGNN_INTERFACE_VERSION */
   int64_t n_atoms;               /* 1 to INT32_MAX; with `exchange` from 0 on */

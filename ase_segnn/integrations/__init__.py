@@ -1,0 +1,1 @@
+"""Adapters to programs that run potentials without ASE."""
