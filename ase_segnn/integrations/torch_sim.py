@@ -1,0 +1,126 @@
+"""torch-sim: dynamics and relaxation of many structures in one batch.
+
+Examples
+--------
+>>> import torch_sim as ts  # doctest: +SKIP
+>>> from ase_segnn.integrations.torch_sim import SEGNNModel  # doctest: +SKIP
+>>> final = ts.optimize(system=molecules, model=SEGNNModel("acac-pbe"), optimizer=ts.Optimizer.fire)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from ase import Atoms
+from ase.data import atomic_numbers
+from torch import Tensor
+from torch_sim.models.interface import ModelInterface
+from torch_sim.state import SimState
+
+from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.elements import check_elements
+from ase_segnn.graphs.atomic_graph import AtomicGraph
+from ase_segnn.graphs.verlet import VerletGraphs
+from ase_segnn.model.committee import Committee
+from ase_segnn.model.potential import Potential
+
+_DTYPES: dict[torch.dtype, Literal["float32", "float64"]] = {torch.float32: "float32", torch.float64: "float64"}
+
+
+class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no types
+    """A potential for torch-sim.
+
+    All structures of a state are evaluated together. The pairs of each are kept from step to step and searched for
+    again when one could be missing. Results do not depend on what else is in the state.
+
+    Parameters
+    ----------
+    potential : name of a shipped potential, path of a potential file, or a `Potential` or `Committee`
+    device : "cpu", "cuda" and so on, or "auto" for a GPU where there is one
+    dtype : of the network, torch.float32 or torch.float64. Positions and energies may have more digits: results have
+        the dtype of the state's positions
+    skin, compile : as of `SEGNNCalculator`
+
+    Raises
+    ------
+    ValueError
+        As of `SEGNNCalculator`; at evaluation, if a structure has elements that the potential does not know.
+    """
+
+    def __init__(
+        self,
+        potential: str | Path | Potential | Committee,
+        device: str | torch.device = "auto",
+        dtype: torch.dtype = torch.float32,
+        *,
+        skin: float = 1.0,
+        compile: bool | Literal["auto"] = "auto",  # noqa: A002  # torch's word for it
+    ) -> None:
+        super().__init__()
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is torch.float32 or torch.float64, got {dtype}")
+        calculator = SEGNNCalculator(potential, device=device, dtype=_DTYPES[dtype], skin=skin, compile=compile)
+        self._calculator, self._skin = calculator, skin
+        self._cutoff = calculator.potential.cutoff
+        self._elements = {atomic_numbers[symbol]: symbol for symbol in calculator.potential.elements}
+        self._device, self._dtype = torch.device(calculator.parameters["device"]), dtype
+        self._compute_stress = self._compute_forces = True
+        self._lists: list[VerletGraphs] = []
+        self._graphs: list[AtomicGraph] = []
+        self._batch: AtomicGraph | None = None
+
+    def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
+        """Return energies, forces and stresses of the structures of a state.
+
+        Parameters
+        ----------
+        state : of torch-sim; a dictionary has the arguments of `torch_sim.state.SimState`
+
+        Returns
+        -------
+        energy (B,), eV; forces (N, 3), eV/Å; stress (B, 3, 3), eV/Å³, positive under tension, zero for a cell without a
+        volume. Of a committee also forces_std (N,), eV/Å, and energy_std (B,), eV
+        """
+        if isinstance(state, dict):
+            state = SimState(**{"masses": torch.ones_like(state["positions"][:, 0]), "pbc": True, **state})
+        graph = self._graph_of(state)
+        engine = self._calculator.engine
+        prediction = engine.evaluate(graph, forces=True, stress=True)
+        names = ["energy", "forces", "stress", "energy_std", "forces_std"]
+        found = {name: getattr(prediction, name) for name in names if getattr(prediction, name, None) is not None}
+        found["stress"] = found["stress"].nan_to_num(0.0)
+        positions = state.positions
+        return {name: value.detach().to(positions.device, positions.dtype) for name, value in found.items()}
+
+    def _graph_of(self, state: SimState) -> AtomicGraph:
+        """Return the graph of all structures, with the pairs of the last one where they hold."""
+        positions = state.positions.detach().cpu().double().numpy()
+        cells = state.row_vector_cell.detach().cpu().double().numpy()
+        numbers = state.atomic_numbers.detach().cpu().numpy()
+        pbc = torch.as_tensor(state.pbc).cpu().numpy()
+        ends = state.n_atoms_per_system.cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        while len(self._lists) < len(ends):
+            self._lists.append(VerletGraphs(self._cutoff, self._skin, device=self._device))
+        far_pairs = self._calculator.engine.takes_far_pairs
+        graphs = []
+        for start, end, cell, verlet in zip(starts, ends, cells, self._lists, strict=False):
+            atoms = Atoms(numbers[start:end], positions[start:end], cell=cell, pbc=pbc)
+            check_elements(atoms, self._elements, "this potential")
+            graphs.append(verlet.graph(atoms, far_pairs=far_pairs))
+        same = len(graphs) == len(self._graphs) and all(map(_have_the_same_pairs, graphs, self._graphs))
+        if self._batch is None or not same:
+            self._batch = AtomicGraph.batch(graphs)
+        else:
+            moved, cell = (torch.cat([getattr(x, name) for x in graphs]) for name in ("positions", "cell"))
+            self._batch = self._batch.moved(moved, cell)
+        self._graphs = graphs
+        return self._batch
+
+
+def _have_the_same_pairs(a: AtomicGraph, b: AtomicGraph) -> bool:
+    """Whether all but positions and cell are the same tensors."""
+    names = ("centers", "neighbors", "cell_shifts", "atomic_numbers")
+    return all(getattr(a, name) is getattr(b, name) for name in names)
