@@ -8,7 +8,7 @@ Examples
 --------
 >>> import ase_segnn
 >>> sorted(ase_segnn.shipped_potentials())
-['acac-pbe', 'acac-pbe-fast', 'cu-pbe', 'si-pbe']
+['3bpa-wb97x', 'acac-pbe', 'acac-pbe-fast', 'cu-pbe', 'si-pbe']
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ CASES = [
 
 # Elsewhere a trained potential may be too steep for any time step.
 TRAINED_FOR = {
+    "3bpa-wb97x": "3bpa",
     "acac-pbe": "acetylacetone",
     "acac-pbe-fast": "acetylacetone",
     "cu-pbe": "close-packed",

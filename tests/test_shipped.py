@@ -24,11 +24,12 @@ from ase_segnn.training.data.sources import locate_all
 from ase_segnn.training.report import predict_frames
 
 NAMES = sorted(shipped_potentials())
-MOLECULE = Path(__file__).parent / "data" / "acetylacetone.xyz"
+DATA = Path(__file__).parent / "data"
 # Structures that the potentials are made for, near their minimum.
 STRUCTURES = {
-    "acac-pbe": lambda: ase.io.read(MOLECULE),
-    "acac-pbe-fast": lambda: ase.io.read(MOLECULE),
+    "3bpa-wb97x": lambda: ase.io.read(DATA / "3bpa.xyz"),
+    "acac-pbe": lambda: ase.io.read(DATA / "acetylacetone.xyz"),
+    "acac-pbe-fast": lambda: ase.io.read(DATA / "acetylacetone.xyz"),
     "cu-pbe": lambda: bulk("Cu", a=3.634, cubic=True),
     "si-pbe": lambda: bulk("Si", a=5.468, cubic=True),
 }
