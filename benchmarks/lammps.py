@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import ase.build
+import numpy as np
 from ase import Atoms, units
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
@@ -85,7 +86,7 @@ def ase_step(cells: int, steps: int) -> float:
     """Return the seconds of a step in ASE."""
     atoms = crystal(cells)
     atoms.calc = SEGNNCalculator("si-pbe", device="cpu")
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(1))
     dynamics = VelocityVerlet(atoms, units.fs)
     dynamics.run(5)
     began = time.perf_counter()
