@@ -107,9 +107,14 @@ def coefficients(*models: Model) -> str:
     return f"pair_coeff * * {' '.join(str(model.path) for model in models)} {' '.join(SYMBOLS)}"
 
 
-@pytest.mark.parametrize("n_processes", [1, 2, 4])
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("name", RANDOM)
+CASES = [
+    *(("products", structure, n) for structure in STRUCTURES for n in (1, 2)),
+    *((name, "periodic", n) for name in RANDOM if name != "products" for n in (1, 2)),
+    *(pytest.param(name, structure, 4, marks=pytest.mark.slow) for name in RANDOM for structure in STRUCTURES),
+]
+
+
+@pytest.mark.parametrize(("name", "structure", "n_processes"), CASES)
 def test_results_are_the_calculators(
     models: dict[str, Model], plugin: Path, name: str, structure: str, n_processes: int, tmp_path: Path
 ) -> None:
