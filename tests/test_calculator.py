@@ -411,7 +411,9 @@ def test_unknown_elements_tell_the_shipped_potentials_that_would_fit() -> None:
     with pytest.raises(ValueError, match="this structure also has Si; shipped with Si: 'si-pbe', see 'ase-segnn info'"):
         list(SEGNNCalculator("acac-pbe").evaluate_many([crystal]))
     molecule = ethanol()
-    with pytest.raises(ValueError, match="also has H, C, O; shipped with C, H, O: 'acac-pbe', 'acac-pbe-fast', see"):
+    with pytest.raises(
+        ValueError, match="also has H, C, O; shipped with C, H, O: '3bpa-wb97x', 'acac-pbe', 'acac-pbe-fast', see"
+    ):
         molecule.calc = SEGNNCalculator("si-pbe")
     crystal.symbols[0] = "O"
     with pytest.raises(ValueError, match="also has O; no shipped potential has O, Si together; 'ase-segnn train'"):

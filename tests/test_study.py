@@ -256,7 +256,7 @@ def test_options_of_the_command_reach_the_study(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["acac-pbe"], "the recipe of potential 'acac-pbe' names no systems; give structures, such as"),
+        (["acac-pbe-fast"], "the recipe of potential 'acac-pbe-fast' names no systems; give structures, such as"),
         (["si-pbe", "bulk:Ge"], "knows Si only, this structure also has Ge; no shipped potential has Ge together"),
         (["si-pbe", "bulk:Si", "--output", "a.txt"], "results are written to .md or .json, got 'a.txt'"),
         (
