@@ -41,7 +41,7 @@ typedef struct segnn_info {
   const char* made_by;           /* such as "ase-segnn 0.1.0" */
   const char* precision;         /* of the network, "float32" or "float64"; inputs and results are double in both */
   double cutoff;                 /* Å; pairs at this distance or farther apart are skipped */
-  int64_t n_layers;              /* an atom feels others up to n_layers * cutoff away */
+  int64_t n_layers;              /* an atom feels others up to (n_layers + 1) * cutoff away at most */
   int64_t n_elements;            /* length of `atomic_numbers` */
   const int64_t* atomic_numbers; /* that the potential knows */
   int64_t most_exchanged;        /* bytes per atom of all arrays that one call of `exchange` gets, at most */
