@@ -110,7 +110,7 @@ def coefficients(*models: Model) -> str:
 CASES = [
     *(("products", structure, n) for structure in STRUCTURES for n in (1, 2)),
     *((name, "periodic", n) for name in RANDOM if name != "products" for n in (1, 2)),
-    *(pytest.param(name, structure, 4, marks=pytest.mark.slow) for name in RANDOM for structure in STRUCTURES),
+    *(pytest.param("products", structure, 4, marks=pytest.mark.slow) for structure in ("periodic", "slab", "one atom")),
 ]
 
 
@@ -228,7 +228,7 @@ def test_dynamics_is_the_same_on_any_number_of_processes(silicon: Model, plugin:
     """The potential is not chaotic enough for rounding to show in nine digits after 0.2 ps."""
     atoms = ase.build.bulk("Si", cubic=True).repeat(3)
     write_data(tmp_path, atoms, ["Si"])
-    logs = [run_lammps(tmp_path, hot(plugin, silicon, steps=200), n_processes) for n_processes in (1, 2, 3)]
+    logs = [run_lammps(tmp_path, hot(plugin, silicon, steps=200), n_processes) for n_processes in (1, 2)]
     assert "Neighbor list builds = 0" not in logs[0]
     tables = [np.array(thermo(log), dtype=float) for log in logs]
     for table in tables[1:]:
