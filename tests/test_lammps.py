@@ -350,6 +350,20 @@ def test_lammps_asks_for_the_folder_of_the_plugin() -> None:
     assert entry.load()() == plugin_folder()
 
 
+def test_a_structure_without_a_box_is_an_error_before_any_work(tmp_path: Path) -> None:
+    structure = tmp_path / "flat.xyz"
+    ase.io.write(structure, Atoms("Si2", [[0, 0, 0], [0, 0, 2.4]], cell=[5, 5, 0], pbc=True))
+    output = command("export", "si-pbe", structure, "-o", tmp_path / "run", code=2)
+    assert "LAMMPS needs a cell with a volume" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_headers_are_kept_as_well(tmp_path: Path) -> None:
+    (tmp_path / "model.h").write_text("mine")
+    assert "exists already" in command("export", "si-pbe", "bulk:Si", "-o", tmp_path, code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.h"]
+
+
 def test_sources_of_lammps_are_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no pair\.h"):
         lammps_in(tmp_path)

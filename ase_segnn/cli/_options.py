@@ -36,6 +36,9 @@ CompileOption = Annotated[
     bool,
     typer.Option("--compile", help="Insist on compiled C++; on a GPU launch all operations at once, as a CUDA graph."),
 ]
+MarchOption = Annotated[
+    str, typer.Option(help="Oldest processor to run on, as the compiler calls it, such as x86-64-v3.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing output files.")]
 
 

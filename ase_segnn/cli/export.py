@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._options import DType, DTypeOption, ForceOption, PotentialArgument, check_outputs
+from ase_segnn.cli._options import DType, DTypeOption, ForceOption, MarchOption, PotentialArgument, check_outputs
 
 
 @app.command()
@@ -21,9 +21,7 @@ def export(
         ),
     ] = None,
     dtype: DTypeOption = DType.float32,
-    march: Annotated[
-        str, typer.Option(help="Oldest processor to run on, as the compiler calls it, such as x86-64-v3.")
-    ] = "native",
+    march: MarchOption = "native",
     member: Annotated[int | None, typer.Option(min=0, help="Which potential of a committee.")] = None,
     force: ForceOption = False,
 ) -> None:

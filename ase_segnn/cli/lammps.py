@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._options import DType, DTypeOption, ForceOption, PotentialArgument, check_outputs
+from ase_segnn.cli._options import DType, DTypeOption, ForceOption, MarchOption, PotentialArgument, check_outputs
 
 lammps_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(lammps_app, name="lammps", help="Run potentials in LAMMPS, on any number of processes.")
@@ -62,9 +62,7 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path(),
     dtype: DTypeOption = DType.float32,
-    march: Annotated[
-        str, typer.Option(help="Oldest processor to run on, as the compiler calls it, such as x86-64-v3.")
-    ] = "native",
+    march: MarchOption = "native",
     temperature: Annotated[float, typer.Option(help="K, of the velocities at the start.", min=0)] = 300.0,
     force: ForceOption = False,
 ) -> None:
@@ -76,7 +74,7 @@ def export(
 
     from ase_segnn.elements import check_elements
     from ase_segnn.engines.export import export_library
-    from ase_segnn.integrations.lammps.inputs import input_files, write_input
+    from ase_segnn.integrations.lammps.inputs import boxed, input_files, write_input
     from ase_segnn.model.committee import Committee
     from ase_segnn.physics.dynamics import timestep_for
     from ase_segnn.physics.systems import built
@@ -87,12 +85,14 @@ def export(
     source = path_of(potential)
     loaded = load_potential(source)
     atoms = built(structure) or read_structure(structure)
+    boxed(atoms)  # or an error, before any work
     check_elements(atoms, {atomic_numbers[symbol]: symbol for symbol in loaded.elements}, potential)
     members = list(loaded.members) if isinstance(loaded, Committee) else [loaded]
     names = ["model.so"] if len(members) == 1 else [f"model-{k}.so" for k in range(len(members))]
     libraries = [output / name for name in names]
     output.mkdir(parents=True, exist_ok=True)
-    check_outputs([*libraries, *input_files(output)], force=force)
+    headers = [library.with_suffix(".h") for library in libraries]
+    check_outputs([*libraries, *headers, *input_files(output)], force=force)
     precision = torch.float64 if dtype is DType.float64 else torch.float32
     fingerprint = hashlib.sha256(source.read_bytes()).hexdigest()
     for member, library in zip(members, libraries, strict=True):

@@ -34,10 +34,20 @@ run 1000
 
 
 def boxed(atoms: Atoms) -> Atoms:
-    """Return a copy whose cell is a box, as LAMMPS needs one, with vacuum along directions without periodicity."""
+    """Return a copy whose cell is a box, as LAMMPS needs one, with vacuum along directions without periodicity.
+
+    Raises
+    ------
+    ValueError
+        If the structure is periodic along a vector that is zero or lies in the plane of the others.
+    """
     copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     for axis in np.flatnonzero(~copy.pbc):
         copy.center(vacuum=_VACUUM, axis=int(axis))
+    if copy.cell.rank < 3:
+        raise ValueError(
+            f"LAMMPS needs a cell with a volume, got pbc={atoms.pbc.tolist()} and {atoms.cell}; set the cell"
+        )
     return copy
 
 
@@ -57,6 +67,8 @@ def write_input(
 
     Raises
     ------
+    ValueError
+        As of `boxed`.
     OSError
         If a file cannot be written.
     """
