@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
   }
 
   segnn_call call = {SEGNN_INTERFACE_VERSION, 8, n, argc > 1 ? atoi(argv[1]) : 1, x[0], cell, numbers, centers, neighbors,
-                     shifts[0], &energy, NULL, forces[0], stress, NULL, NULL, 0, 0, 0, NULL, NULL};
+                     shifts[0], &energy, NULL, forces[0], stress, NULL, NULL, 0, 0, 0, NULL, NULL, NULL};
   int code;
   while ((code = segnn_evaluate(&call)) == SEGNN_NEEDS_ROOM) {
     free(call.workspace);

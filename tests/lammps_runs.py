@@ -1,4 +1,4 @@
-"""LAMMPS of the environment, as a program that tests run, and what it prints."""
+"""LAMMPS, as a program that tests run, and what it prints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from numpy.typing import NDArray
+
+from ase_segnn import SEGNNCalculator
 
 BAR = 1602176.5  # of 1 eV/Å^3, as LAMMPS has it
 
@@ -96,16 +98,25 @@ plugin load {plugin}
 {style}
 {coefficients}
 {after}
-compute e all pe/atom
+{results_wanted(per_atom)}
+"""
+    return results(folder, atoms, run_lammps(folder, script, n_processes))
+
+
+def results_wanted(per_atom: str = "") -> str:
+    """Return the end of an input: a run of no steps, after which there are `results`."""
+    return f"""compute e all pe/atom
 compute s all stress/atom NULL virial
 compute t all reduce sum c_s[1] c_s[2] c_s[3] c_s[6] c_s[5] c_s[4]
 thermo_style custom pe pxx pyy pzz pyz pxz pxy c_t[1] c_t[2] c_t[3] c_t[4] c_t[5] c_t[6]
 thermo_modify format float %.16g
 dump d all custom 1 atoms.dump id fx fy fz c_e {per_atom}
 dump_modify d sort id format float %.16g
-run 0
-"""
-    log = run_lammps(folder, script, n_processes)
+run 0"""
+
+
+def results(folder: Path, atoms: Atoms, log: str) -> Run:
+    """Read what LAMMPS computed for atoms, from what it printed and from ``atoms.dump``."""
     lines = log.splitlines()
     [head] = [number for number, line in enumerate(lines) if line.split()[:2] == ["PotEng", "Pxx"]]
     numbers = np.array(lines[head + 1].split(), dtype=float)
@@ -120,6 +131,21 @@ run 0
         table[:, 5:],
         log,
     )
+
+
+def check(run: Run, atoms: Atoms, calculator: SEGNNCalculator, rtol: float = 1e-10) -> None:
+    """Compare what LAMMPS computed with the calculator."""
+    calculator.calculate(atoms, ["forces"])
+    expected = calculator.results
+    scale = rtol * max(1.0, np.abs(expected["forces"]).max())
+    np.testing.assert_allclose(run.energy, expected["energy"], rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(run.energies, expected["energies"], rtol=rtol, atol=rtol * np.abs(expected["energy"]))
+    np.testing.assert_allclose(run.forces, expected["forces"], rtol=0, atol=scale)
+    if atoms.pbc.all():
+        calculator.calculate(atoms, ["stress"])
+        stress = calculator.results["stress"]
+        for value in (run.stress, run.stresses):
+            np.testing.assert_allclose(value, stress, rtol=0, atol=max(scale, rtol * np.abs(stress).max()))
 
 
 def thermo(log: str) -> list[list[str]]:

@@ -79,6 +79,8 @@ class Info(ctypes.Structure):
         ("n_elements", ctypes.c_int64),
         ("atomic_numbers", ctypes.POINTER(ctypes.c_int64)),
         ("most_exchanged", ctypes.c_int64),
+        ("reach", ctypes.c_int64),
+        ("symbols", ctypes.POINTER(ctypes.c_char_p)),
     )
 
 
@@ -133,7 +135,7 @@ class Call:
         self.results: dict[str, NDArray[np.float64]] = {name: np.full(shape, 7.0) for name, shape in shapes.items()}
         self.workspace = np.empty(0, np.uint8)
         places = {name: array.ctypes.data for name, array in (self.inputs | self.results).items()}
-        self.struct = _Call(version=2, n_atoms=n, n_pairs=graph.n_edges, n_threads=n_threads, **places)
+        self.struct = _Call(version=3, n_atoms=n, n_pairs=graph.n_edges, n_threads=n_threads, **places)
         self.library = exported.library
 
     def once(self) -> int:
@@ -214,8 +216,9 @@ def test_the_library_tells_what_it_holds(exported: Exported) -> None:
     assert info.fingerprint.decode() == hashlib.sha256(exported.file.read_bytes()).hexdigest()
     assert info.made_by.decode() == f"ase-segnn {__version__}"
     assert info.precision.decode() == str(exported.potential.dtype).removeprefix("torch.")
-    assert (info.cutoff, info.n_layers) == (exported.potential.cutoff, 2)
+    assert (info.cutoff, info.n_layers, info.reach) == (exported.potential.cutoff, 2, 3)
     assert info.atomic_numbers[: info.n_elements] == [1, 6, 8, 14, 29]
+    assert info.symbols[: info.n_elements] == [b"H", b"C", b"O", b"Si", b"Cu"]
 
 
 # ---- every structure, and what a call may look like

@@ -67,7 +67,7 @@ class Process:
         self.results = {name: np.full(shape, 7.0) for name, shape in shapes.items()}
         places = {name: array.ctypes.data for name, array in (self.inputs | self.results).items()}
         sizes = {"n_atoms": n_own, "n_ghosts": n - n_own, "n_pairs": n_pairs, "n_threads": n_threads}
-        self.struct = _Call(version=2, **sizes, **places)
+        self.struct = _Call(version=3, **sizes, **places)
 
     def evaluate(self, library: Any) -> int:
         while (code := library.segnn_evaluate(ctypes.byref(self.struct))) == NEEDS_ROOM:
@@ -131,7 +131,8 @@ class Processes:
 @pytest.fixture(scope="module", params=["natural parity", "three layers", "products", "one layer", "scalars alone"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Potential]:
     potential = random_potential(SHAPES[request.param]).double().requires_grad_(False).eval()
-    [path, _] = export_library(potential, tmp_path_factory.mktemp("ghosts") / "model.so", name=request.param)
+    path = tmp_path_factory.mktemp("ghosts") / "model.so"
+    export_library(potential, path, name=request.param)
     return ctypes.CDLL(str(path)), potential
 
 

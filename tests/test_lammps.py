@@ -13,7 +13,7 @@ import pytest
 import torch
 from ase import Atoms
 from compiler import needs_compiler
-from lammps_runs import Run, evaluate, needs_lammps, run_lammps, thermo, write_data
+from lammps_runs import check, evaluate, needs_lammps, run_lammps, thermo, write_data
 from random_potentials import SHAPES, random_potential
 from systems import ELEMENTS, systems
 from typer.testing import CliRunner
@@ -86,21 +86,6 @@ STRUCTURES = {
     "molecule": boxed(SYSTEMS["water"]),
     "one atom": boxed(SYSTEMS["lone atom"]),
 }
-
-
-def check(run: Run, atoms: Atoms, calculator: SEGNNCalculator, rtol: float = 1e-10) -> None:
-    """Compare what LAMMPS computed with the calculator."""
-    calculator.calculate(atoms, ["forces"])
-    expected = calculator.results
-    scale = rtol * max(1.0, np.abs(expected["forces"]).max())
-    np.testing.assert_allclose(run.energy, expected["energy"], rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(run.energies, expected["energies"], rtol=rtol, atol=rtol * np.abs(expected["energy"]))
-    np.testing.assert_allclose(run.forces, expected["forces"], rtol=0, atol=scale)
-    if atoms.pbc.all():
-        calculator.calculate(atoms, ["stress"])
-        stress = calculator.results["stress"]
-        for value in (run.stress, run.stresses):
-            np.testing.assert_allclose(value, stress, rtol=0, atol=max(scale, rtol * np.abs(stress).max()))
 
 
 def coefficients(*models: Model) -> str:
@@ -356,12 +341,6 @@ def test_a_structure_without_a_box_is_an_error_before_any_work(tmp_path: Path) -
     output = command("export", "si-pbe", structure, "-o", tmp_path / "run", code=2)
     assert "LAMMPS needs a cell with a volume" in output
     assert not (tmp_path / "run").exists()
-
-
-def test_headers_are_kept_as_well(tmp_path: Path) -> None:
-    (tmp_path / "model.h").write_text("mine")
-    assert "exists already" in command("export", "si-pbe", "bulk:Si", "-o", tmp_path, code=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.h"]
 
 
 def test_sources_of_lammps_are_checked(tmp_path: Path) -> None:

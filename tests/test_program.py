@@ -15,7 +15,7 @@ from systems import systems
 from ase_segnn.codegen.builder import Builder
 from ase_segnn.codegen.derivative import differentiate
 from ase_segnn.codegen.geometry import VECTORS
-from ase_segnn.codegen.potentials import ATOM_ENERGIES, FORCES, program_of
+from ase_segnn.codegen.potentials import ATOM_ENERGIES, COUNTED, FORCES, program_of
 from ase_segnn.codegen.program import Loop, Step
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 
@@ -127,7 +127,8 @@ def test_the_program_of_a_potential_is_the_potential(name: str) -> None:
         [gradient] = torch.autograd.grad(potential(graph, vectors).sum(), vectors)
         virials = (vectors[:, :, None] * gradient[:, None, :]).detach().sum(0)
         atoms = System.of(potential, graph)
-        memory = run(program.tape, program.steps, atoms, weights, {VECTORS: vectors.detach().numpy()})
+        given = {VECTORS: vectors.detach().numpy(), COUNTED: np.ones((graph.n_atoms, 1))}
+        memory = run(program.tape, program.steps, atoms, weights, given)
         found = totals(program.steps, memory)
         scale = max(1.0, float(expected.forces.abs().max()))
         tolerance = {"rtol": 1e-9, "atol": 1e-9 * scale}

@@ -11,6 +11,7 @@ from sketches import SKETCHES, R, Sketch, into_gradient, silu
 
 from ase_segnn.codegen.arrays import Array
 from ase_segnn.codegen.derivative import differentiate
+from ase_segnn.codegen.geometry import VECTORS
 from ase_segnn.codegen.inference import _GIVEN
 from ase_segnn.codegen.potentials import ATOM_ENERGIES, program_of
 from ase_segnn.codegen.program import Loop, Product, Program, Step, Total
@@ -29,7 +30,7 @@ def program_from(sketch: Callable[[Sketch], None]) -> Program:
 PROGRAMS: dict[str, Callable[[], tuple[Program, set[Array]]]] = {
     **{sketch.__name__: (lambda sketch=sketch: (program_from(sketch), {R, ATOM_ENERGIES})) for sketch in SKETCHES},
     **{
-        name: (lambda config=config: (program_of(random_potential(config).eval()), _GIVEN))
+        name: (lambda config=config: (program_of(random_potential(config).eval()), set(_GIVEN)))
         for name, config in SHAPES.items()
     },
 }
@@ -163,10 +164,29 @@ def test_a_program_without_edges_is_one_pass() -> None:
 def test_loops_of_potentials_along_edges_come_in_pairs() -> None:
     """One pass per layer and direction, but where the last loop forward and the first one backward are one."""
     program = program_of(random_potential(SHAPES["three layers"]).eval())
-    plan = schedule(program, _GIVEN)
+    plan = schedule(program, set(_GIVEN))
     names = [
         [step.name for step in one.steps if isinstance(step, Loop) and step.over == "edges"] for one in plan.passes
     ]
     along = [name for group in names for name in group]
     assert along.count("messages") == along.count("messages_backward") == 3
     assert all(len(group) <= 4 for group in names)
+
+
+def test_rows_that_passes_for_fewer_atoms_leave_out_are_zero_or_not_read(
+    planned: tuple[Program, Schedule, set[Array]],
+) -> None:
+    """On a line of atoms of which one counts, all that a pass reads was written, is zero at first, or is given."""
+    _, plan, given = planned
+    last = max(number for number, one in enumerate(plan.passes) if one.forward)
+    free = {*given, *plan.scattered, *plan.partial, VECTORS, R}
+    rows: dict[Array, int] = {}  # array -> up to which atom it has rows
+    for number, one in enumerate(plan.passes):
+        n = abs(number - last)
+        for step in one.steps:
+            for array, at in step.reads:
+                if array.rows in ("node", "edge") and array not in free:
+                    assert rows[array] >= n + (at == "neighbor"), array.identifier
+            for array, _ in step.writes:
+                rows[array] = max(n, rows.get(array, 0))
+    assert not {*plan.partial} & {*plan.lasting}

@@ -5,6 +5,7 @@ from ase_segnn.cli import (  # they register themselves
     evaluate,
     export,
     info,
+    kim,
     lammps,
     md,
     physics,
@@ -14,4 +15,4 @@ from ase_segnn.cli import (  # they register themselves
 )
 from ase_segnn.cli._app import app
 
-__all__ = ["app", "cache", "evaluate", "export", "info", "lammps", "md", "physics", "relax", "select", "train"]
+__all__ = ["app", "cache", "evaluate", "export", "info", "kim", "lammps", "md", "physics", "relax", "select", "train"]

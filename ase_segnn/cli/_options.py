@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from ase_segnn.calculator import SEGNNCalculator
+    from ase_segnn.model.potential import Potential
 
 
 def not_nan(value: float) -> float:
@@ -39,6 +40,7 @@ CompileOption = Annotated[
 MarchOption = Annotated[
     str, typer.Option(help="Oldest processor to run on, as the compiler calls it, such as x86-64-v3.")
 ]
+MemberOption = Annotated[int | None, typer.Option(min=0, help="Which potential of a committee.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace existing output files.")]
 
 
@@ -56,6 +58,37 @@ def make_calculator(
         max_deviation=max_deviation,
         on_deviation="warn" if max_deviation is None else "stop",
     )
+
+
+def single_potential(potential: str, member: int | None, dtype: DType) -> tuple[Path, Potential, str]:
+    """Return the file of a potential, the potential or member of a committee, and the SHA-256 of the file.
+
+    Raises
+    ------
+    ValueError
+        If it is a committee and no member of it is named, or a single potential and one is named.
+    """
+    import hashlib
+
+    import torch
+
+    from ase_segnn.model.committee import Committee
+    from ase_segnn.potential_file import load_potential
+    from ase_segnn.potentials import path_of
+
+    source = path_of(potential)
+    loaded = load_potential(source)
+    if isinstance(loaded, Committee):
+        last = len(loaded.members) - 1
+        if member is None or member > last:
+            raise ValueError(
+                f"'{potential}' is a committee, and a library holds one potential; choose one, --member 0 to {last}"
+            )
+        loaded = loaded.members[member]
+    elif member is not None:
+        raise ValueError(f"--member is for committees, and '{potential}' is a single potential")
+    precision = torch.float64 if dtype is DType.float64 else torch.float32
+    return source, loaded.to(precision), hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 def check_outputs(paths: Iterable[Path], *, force: bool) -> None:

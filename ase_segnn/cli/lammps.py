@@ -91,8 +91,7 @@ def export(
     names = ["model.so"] if len(members) == 1 else [f"model-{k}.so" for k in range(len(members))]
     libraries = [output / name for name in names]
     output.mkdir(parents=True, exist_ok=True)
-    headers = [library.with_suffix(".h") for library in libraries]
-    check_outputs([*libraries, *headers, *input_files(output)], force=force)
+    check_outputs([*libraries, *input_files(output)], force=force)
     precision = torch.float64 if dtype is DType.float64 else torch.float32
     fingerprint = hashlib.sha256(source.read_bytes()).hexdigest()
     for member, library in zip(members, libraries, strict=True):

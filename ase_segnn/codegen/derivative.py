@@ -17,9 +17,15 @@ Into = Callable[[Mapping[Leaf, int]], list[Store]]
 
 
 def differentiate(
-    tape: Tape, steps: Sequence[Step], by: Array, into: Into, *, in_place: bool = True
+    tape: Tape,
+    steps: Sequence[Step],
+    by: Array,
+    into: Into,
+    *,
+    in_place: bool = True,
+    seed: int | None = None,
 ) -> tuple[list[Step], dict[str, str]]:
-    """Return the steps that differentiate the sum of all totals.
+    """Return the steps that differentiate the sum of all totals, or of what they add up times a factor per atom.
 
     Parameters
     ----------
@@ -28,6 +34,7 @@ def differentiate(
     by : array that nothing writes
     into : what the gradients of `by` are made into, in the loops that have them
     in_place : let arrays have one gradient where that saves memory; what is to be differentiated again must not
+    seed : expression of that factor; 1 by default
 
     Returns
     -------
@@ -38,7 +45,7 @@ def differentiate(
     backward.into[by], backward.in_place = into, in_place
     for number, step in reversed(list(enumerate(steps))):
         if isinstance(step, Total):
-            backward.seeds[step.source] = tape.constant(1)
+            backward.seeds[step.source] = tape.constant(1) if seed is None else seed
         elif isinstance(step, Product):
             backward.product(step)
         else:
@@ -163,7 +170,7 @@ class _Backward:
     ) -> None:
         self.steps: list[Step] = []
         self.transposed: dict[str, str] = {}
-        self.seeds: dict[Array, int] = {}  # gradients that are a number
+        self.seeds: dict[Array, int] = {}  # gradients that are one expression
         self.into: dict[Array, Into] = {}
         self.in_place = True
         self.learned: set[Array] = set()

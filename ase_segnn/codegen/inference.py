@@ -11,11 +11,12 @@ from ase_segnn.codegen.arrays import Array, At
 from ase_segnn.codegen.cpp import c_type, preamble
 from ase_segnn.codegen.interface import INPUT, NUMBERS, struct
 from ase_segnn.codegen.loops import Functions, parameters_of
-from ase_segnn.codegen.potentials import ATOM_ENERGIES, FORCES
+from ase_segnn.codegen.potentials import ATOM_ENERGIES, COUNTED, FORCES
 from ase_segnn.codegen.program import Loop, Product, Program, Step
 from ase_segnn.codegen.schedule import Schedule, schedule, size_of
 
-_GIVEN = {ATOM_ENERGIES, FORCES}
+# Arrays that are not of the program alone, and where they are.
+_GIVEN = {ATOM_ENERGIES: "in.atom_energies", FORCES: "in.forces", COUNTED: "space.counted"}
 _SURROUNDINGS = "const Input& in, const Constants& constants, const Space& space, const Edges& edges"
 _PASS = f"{_SURROUNDINGS}, const Block& block, T* scratch"
 _SUMS = {"energy": "sum_energy(in, {});", "virials": "if (in.forces_wanted) sum_virials(in, {});"}
@@ -37,7 +38,7 @@ def source_of(program: Program, dtype: torch.dtype) -> str:
     dtype : of its network
     """
     channels = max(step.channels for step in program.steps if isinstance(step, Loop))
-    plan = schedule(program, _GIVEN)
+    plan = schedule(program, set(_GIVEN))
     functions = Functions(program.tape)
     kept = _kept(plan)
     passes = [_pass_function(functions, plan, number, kept) for number in range(len(plan.passes))]
@@ -63,6 +64,7 @@ def source_of(program: Program, dtype: torch.dtype) -> str:
         _rows("rows_to_return", [exchange.returned for exchange in plan.exchanges]),
         _rows("rows_to_clear", [exchange.cleared for exchange in plan.exchanges]),
         _clear_scattered(plan),
+        _clear_partial(plan),
         _sum_totals(plan),
         '#include "driver.hpp"\n',
     ]
@@ -144,7 +146,7 @@ def _pointer(places: Mapping[Array, str], array: Array, at: At) -> str:
         return f"constants.{array.identifier}"
     if array in places:
         return places[array]
-    place = f"in.{array.name}" if array in _GIVEN else f"space.{array.identifier}"
+    place = _GIVEN.get(array, f"space.{array.identifier}")
     return f"{place} + i0 * {array.stride}" if array.rows == "node" and at == "center" else place
 
 
@@ -233,11 +235,21 @@ def _clear_scattered(plan: Schedule) -> str:
     return f"static void clear_scattered(const Space& space, int64_t row, int64_t n) {{\n{''.join(lines)}}}\n"
 
 
+def _clear_partial(plan: Schedule) -> str:
+    lines = []
+    for array in plan.partial:
+        of_edges = array.rows == "edge"
+        first, end = ("space.rows[first]", "space.rows[end]") if of_edges else ("first", "end")
+        lines.append(
+            f"  clear(space.{array.identifier} + {first} * {array.stride}, ({end} - {first}) * {array.stride});\n"
+        )
+    lines.insert(0, "  (void)space, (void)first, (void)end;\n")
+    return f"static void clear_partial(const Space& space, int64_t first, int64_t end) {{\n{''.join(lines)}}}\n"
+
+
 def _sum_totals(plan: Schedule) -> str:
     lines: Sequence[str] = [
-        _SUMS[total.target].format(
-            f"in.{total.source.name}" if total.source in _GIVEN else f"space.{total.source.identifier}"
-        )
+        _SUMS[total.target].format(_GIVEN.get(total.source, f"space.{total.source.identifier}"))
         for total in plan.totals
     ]
     body = "".join(f"  {line}\n" for line in lines)

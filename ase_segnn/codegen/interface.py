@@ -8,7 +8,9 @@ from typing import Any
 
 # What changes from call to call: sizes, then what is read, in eV and Å, then what is written. Ghosts are atoms that
 # another process has; they follow the atoms in positions, structures, atomic numbers and forces, and `exchange` is not
-# null then. Unless it is null, `busy` gets the seconds that each thread worked: to prepare, then in each pass.
+# null then. Unless `shells` is null, the energies of the first shells[0] atoms alone count, and shells[k] atoms are at
+# most k pairs away from these. Unless it is null, `busy` gets the seconds that each thread worked: to prepare, then in
+# each pass.
 INPUT = {
     "n_atoms": "int64_t",
     "n_ghosts": "int64_t",
@@ -25,6 +27,7 @@ INPUT = {
     "neighbors": "const int64_t*",
     "structures": "const int64_t*",
     "atomic_numbers": "const int64_t*",
+    "shells": "const int64_t*",
     "exchange": "Exchange",
     "context": "void*",
     "workspace": "char*",

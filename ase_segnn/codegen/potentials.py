@@ -20,6 +20,7 @@ from ase_segnn.model.potential import Potential
 # Results, in memory of the caller.
 ATOM_ENERGIES = Array("", "atom_energies", "node", 1, is_double=True)
 FORCES = Array("", "forces", "node", 3, is_double=True)
+COUNTED = Array("", "counted", "node", 1, is_double=True)  # 1 for atoms whose energies are differentiated, 0 for others
 
 
 def program_of(potential: Potential) -> Program:
@@ -32,7 +33,8 @@ def program_of(potential: Potential) -> Program:
     with torch.no_grad():
         b = forward_of(potential)
         steps = list(b.steps)
-        backward, transposed = differentiate(b.tape, steps, VECTORS, partial(forces_from, b.tape))
+        [seed] = b.read(COUNTED)
+        backward, transposed = differentiate(b.tape, steps, VECTORS, partial(forces_from, b.tape), seed=seed)
         weights = b.weights | {new: b.weights[name].T for name, new in transposed.items()}
     backward += [store_forces(b), Total(VIRIALS, "virials")]
     contiguous = {name: tensor.detach().contiguous() for name, tensor in weights.items()}

@@ -7,6 +7,9 @@ Some atoms may be ghosts: neighbors that another process has. What they hand to 
 owners, and what their neighbors add to their gradients is returned. Features are much smaller than what atoms send
 along edges, which is features times matrices. So features and their gradients are exchanged, and the products with
 matrices are repeated for ghosts.
+
+Or the energies of some atoms alone count, and the others are there for their sake. Then a pass is run for those that it
+takes, which are fewer from pass to pass on the way to the energies, and more again on the way back to forces.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ase_segnn.codegen.arrays import Array
+from ase_segnn.codegen.geometry import VECTORS
 from ase_segnn.codegen.program import Access, Loop, Product, Program, Step, Total
 
 
@@ -77,6 +81,8 @@ class Schedule(NamedTuple):
     scattered : those of them to which neighbors add
     totals : sums over structures, at the end
     exchanges : one per pass
+    partial : of the arrays needed for forces, those that are read, or added to, for more atoms than have rows, if the
+        energies of some atoms alone count; the rest of the rows has to be zero before
     """
 
     passes: list[Pass]
@@ -85,6 +91,7 @@ class Schedule(NamedTuple):
     scattered: list[Array]
     totals: list[Total]
     exchanges: list[Exchange]
+    partial: list[Array]
 
     @property
     def of_ghosts(self) -> set[Array]:
@@ -130,14 +137,60 @@ def schedule(program: Program, given: set[Array]) -> Schedule:
         )
         for number, steps in enumerate(cut)
     ]
+    lasting_backward = [array for array in lasting if array not in forward]
+    of_forces = [total for total in totals if total.source not in forward]
+    partial = _partial(passes, of_forces, given | set(scattered))
+    assert partial <= set(lasting_backward)
     return Schedule(
         passes,
         [array for array in lasting if array in forward],
-        [array for array in lasting if array not in forward],
+        lasting_backward,
         [array for array in lasting if array in scattered],
         totals,
         _exchanges(program, passes, given, lasting),
+        [array for array in lasting_backward if array in partial],
     )
+
+
+def _partial(passes: list[Pass], totals: list[Total], complete: set[Array]) -> set[Array]:
+    """Return the arrays that are read, or added to, for more atoms than have rows.
+
+    A pass is run for atoms that are so many pairs away from those that count, as there are passes between it and the
+    last one that energies need: what happens farther away has no effect on these energies.
+
+    Parameters
+    ----------
+    passes : of the schedule
+    totals : of what forces need, over all atoms
+    complete : arrays that have rows of all atoms
+    """
+    last = max(number for number, one in enumerate(passes) if one.forward)
+    reach_of = {VECTORS: last}
+    found = set()
+
+    def use(array: Array, reach: int) -> None:
+        if array.rows in ("node", "edge") and array not in complete and reach_of.get(array, -1) < reach:
+            found.add(array)
+
+    for number, one in enumerate(passes):
+        reach = abs(number - last)
+        for step in one.steps:
+            for array, at in step.reads:
+                use(array, reach + (at == "neighbor"))
+            for array in _added_to(step):
+                use(array, reach)
+            for array, _ in step.writes:
+                reach_of[array] = max(reach, reach_of.get(array, -1))
+    for total in totals:
+        use(total.source, len(passes))
+    return found
+
+
+def _added_to(step: Step) -> list[Array]:
+    """Return the arrays in which a step changes what is there."""
+    if isinstance(step, Product):
+        return [step.target] if step.adds else []
+    return [store.leaf.array for store in step.stores if store.adds] if isinstance(step, Loop) else []
 
 
 def _exchanges(program: Program, passes: list[Pass], given: set[Array], lasting: list[Array]) -> list[Exchange]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
 
 SUFFIX = ".so"
-_HEADER = HEADERS / "segnn.h"
+HEADER = HEADERS / "segnn.h"
 # Weights are not text, which compilers take long to read.
 _WEIGHTS = """
 asm(R"(
@@ -43,18 +44,25 @@ extern "C" const char segnn_weights[] __attribute__((visibility("hidden")));
 
 
 def export_library(
-    potential: Potential, path: Path, *, name: str, fingerprint: str = "", march: str = "native"
-) -> list[Path]:
-    """Write a potential as a library with an interface in C, and its header; return the paths of both.
+    potential: Potential,
+    path: Path,
+    *,
+    name: str,
+    fingerprint: str = "",
+    march: str = "native",
+    header: Path | None = None,
+) -> None:
+    """Write a potential as a library with an interface in C.
 
     What was compiled is compared with the plain potential before it takes its place. Existing files are replaced.
 
     Parameters
     ----------
     potential : on the CPU, in the precision that the library is to have
-    path : of the library, ends in ``.so``; the header has the suffix ``.h`` instead
+    path : of the library, ends in ``.so``
     name, fingerprint : of the potential, which the library tells its callers
     march : kind of processor as the compiler calls it, such as x86-64-v3; "native" for that of this machine
+    header : where the header goes that programs are compiled with; default: nowhere
 
     Raises
     ------
@@ -72,17 +80,16 @@ def export_library(
     reason = unsupported(potential)
     if reason is not None:
         raise ValueError(f"'{name}' cannot be exported: {reason}; SEGNNCalculator runs it as plain torch")
-    header = path.with_suffix(".h")
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:  # where programs may run, most likely
         folder = Path(temporary)
         source = library_source(potential, name, fingerprint, folder / "weights")
         library = compile_library(source, HEADERS, folder, march)
         for n_threads in (1, 2):
             compare(potential, partial(_predict, library, march, n_threads), "")
-        with written_whole(path) as new_library, written_whole(header) as new_header:
-            shutil.copy(library, new_library)
-            shutil.copyfile(_HEADER, new_header)
-    return [path, header]
+        with ExitStack() as stack:
+            shutil.copy(library, stack.enter_context(written_whole(path)))
+            if header is not None:
+                shutil.copyfile(HEADER, stack.enter_context(written_whole(header)))
 
 
 def library_source(potential: Potential, name: str, fingerprint: str, weights: Path) -> str:
@@ -102,7 +109,7 @@ def library_source(potential: Potential, name: str, fingerprint: str, weights: P
     precision = str(potential.dtype).removeprefix("torch.")
     texts = [_literal(text) for text in (name, fingerprint, f"ase-segnn {ase_segnn.__version__}", precision)]
     info = [*texts, repr(potential.cutoff), len(potential.network.rounds), len(potential.elements), "ELEMENTS"]
-    info.append("MOST_EXCHANGED_BYTES")
+    info += ["MOST_EXCHANGED_BYTES", "N_FORWARD_PASSES", "SYMBOLS"]
     return "\n".join(
         [
             source_of(program, potential.dtype),
@@ -110,6 +117,7 @@ def library_source(potential: Potential, name: str, fingerprint: str, weights: P
             _WEIGHTS.format(file=_literal(str(weights))),
             f"const Constants CONSTANTS = {{{', '.join(str(fields[field]) for field in kinds)}}};",
             f"static const int64_t ELEMENTS[] = {{{elements}}};",
+            f"static const char* const SYMBOLS[] = {{{', '.join(map(_literal, potential.elements))}}};",
             f"const segnn_info INFO = {{{', '.join(map(str, info))}}};\n",
         ]
     )

@@ -28,7 +28,7 @@ _Call: Any = ctypes_struct(
     dict.fromkeys(_SIZES, "int64_t")
     | dict.fromkeys([*_INPUTS, *_RESULTS, "workspace"], "void*")
     | {"workspace_size": "int64_t", "halo_rows": "int64_t"}
-    | {"n_ghosts": "int64_t", "exchange": "void*", "context": "void*"},
+    | {"n_ghosts": "int64_t", "exchange": "void*", "context": "void*", "shells": "void*"},
 )
 _NEEDS_ROOM = 1
 

@@ -1,1 +1,1 @@
-"""Adapters to programs that run potentials without ASE."""
+"""Adapters to programs that run potentials without ASE: LAMMPS, KIM, torch-sim, OpenMM."""

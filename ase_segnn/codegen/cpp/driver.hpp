@@ -1,7 +1,8 @@
 // Runs the passes of a program on all threads. Needs the struct Space and the functions run_pass, run_ghosts,
-// rows_to_fetch, rows_to_return, rows_to_clear, clear_scattered and sum_totals, which are generated.
+// rows_to_fetch, rows_to_return, rows_to_clear, clear_scattered, clear_partial and sum_totals, which are generated.
 #pragma once
 #include <chrono>
+#include <cstdlib>
 
 #include "frame.hpp"
 
@@ -58,6 +59,11 @@ static int64_t prepare(Call& call, int64_t thread, int64_t n_threads) {
 #pragma omp barrier
   const int64_t most = *std::max_element(space.n_halo, space.n_halo + n_threads);
   if (most > in.halo_capacity) return -most;
+  const int64_t end_of_counted = std::max(first, std::min(last, in.shells ? in.shells[0] : in.n_atoms));
+  std::fill(space.counted + first, space.counted + end_of_counted, 1.0);
+  std::fill(space.counted + end_of_counted, space.counted + last, 0.0);
+  std::fill(in.atom_energies + end_of_counted, in.atom_energies + last, 0.0);
+  if (in.forces_wanted && in.shells) clear_partial(space, end_of_counted, last);
   if (in.forces_wanted && !in.workspace_is_clean) {
     clear_scattered(space, first, last - first);
     if (thread == 0) clear_scattered(space, in.n_atoms, in.n_ghosts);
@@ -75,6 +81,11 @@ template <class Use> static void for_blocks(int64_t thread, int64_t first, int64
     const int64_t start = first + (last - first) * b / n_blocks, end = first + (last - first) * (b + 1) / n_blocks;
     use(Block{thread, start, end - start});
   }
+}
+
+// How many atoms a pass is run for: what it computes for the others has no effect on the energies that count.
+static int64_t atoms_of_pass(const Input& in, int pass) {
+  return in.shells ? in.shells[std::abs(pass - (N_FORWARD_PASSES - 1))] : in.n_atoms;
 }
 
 // Has the first thread exchange arrays, while the others wait. Returns whether that went well.
@@ -119,7 +130,7 @@ static void run(Call& call) {
   for (int pass = 0; pass < (in.forces_wanted ? N_PASSES : N_FORWARD_PASSES); ++pass) {
     if (in.exchange && !serve_ghosts(call, pass, thread, omp_get_num_threads(), scratch)) return;
     timed(in, thread, 1 + pass, [&] {
-      for_blocks(thread, first, last, [&](const Block& block) {
+      for_blocks(thread, first, std::min(last, atoms_of_pass(in, pass)), [&](const Block& block) {
         if (pass == 0) select_pairs(in, call.constants.cutoff_[0], call.space, block, call.space.vectors_);
         run_pass(pass, in, call.constants, call.space, call.edges, block, scratch);
       });

@@ -30,6 +30,7 @@ struct Frame {
   int64_t *rows, *ends;     // edges of atom i that are within the cutoff: from rows[i] to ends[i]
   int64_t *near, *targets;  // of each edge: the neighbor, and the row to which it adds
   int64_t *species, *wrong, *first_atoms, *n_halo, *halo_atoms;
+  double* counted;     // 1 for atoms whose energies count, 0 for others
   int32_t* halo_rows;  // of each thread and atom
   char* scratch;
 
@@ -40,6 +41,7 @@ struct Frame {
     near = cutter.take<int64_t>(in.n_edges);
     targets = n_threads > 1 && in.forces_wanted ? cutter.take<int64_t>(in.n_edges) : near;
     species = cutter.take<int64_t>(atoms_and_ghosts(in));
+    counted = cutter.take<double>(in.n_atoms);
     wrong = cutter.take<int64_t>(n_threads);
     first_atoms = cutter.take<int64_t>(n_threads + 1);
     n_halo = cutter.take<int64_t>(n_threads);

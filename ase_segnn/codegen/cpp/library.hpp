@@ -48,6 +48,7 @@ static Input input_of(segnn_call& call) {
   in.centers = call.centers;
   in.neighbors = call.neighbors;
   in.atomic_numbers = call.atomic_numbers;
+  in.shells = call.shells;
   in.energy = call.energy;
   in.atom_energies = call.atom_energies;
   in.forces = call.forces;
@@ -58,6 +59,26 @@ static Input input_of(segnn_call& call) {
     in.context = &call;
   }
   return in;
+}
+
+// Checks that there are as many atoms in each shell as in the one before or more, and that no pair leads farther out
+// than by one shell.
+static int check_shells(const segnn_call& call) {
+  const int64_t* shells = call.shells;
+  const int64_t n_shells = INFO.reach + 1;
+  if (call.exchange || shells[0] < 0 || shells[n_shells - 1] != call.n_atoms) return SEGNN_WRONG_SIZE;
+  for (int64_t k = 1; k < n_shells; ++k)
+    if (shells[k] < shells[k - 1]) return SEGNN_WRONG_SIZE;
+  int64_t shell = 0, before = 0;
+  for (int64_t e = 0; e < call.n_pairs; ++e) {
+    const int64_t center = call.centers[e];
+    if (center < before) return SEGNN_PAIRS_NOT_SORTED;
+    if (center >= call.n_atoms) return SEGNN_PAIR_OUT_OF_RANGE;
+    while (center >= shells[shell]) ++shell;
+    if (call.neighbors[e] >= shells[std::min(shell + 1, n_shells - 1)]) return SEGNN_PAIR_OUT_OF_RANGE;
+    before = center;
+  }
+  return SEGNN_OK;
 }
 
 static int check_call(const segnn_call* call) {
@@ -71,7 +92,7 @@ static int check_call(const segnn_call* call) {
   const bool has_rows = call->n_atoms || call->n_ghosts;
   if (!call->cell || (has_rows && (!call->positions || !call->atomic_numbers))) return SEGNN_MISSING_ARRAY;
   if (call->n_pairs && (!call->centers || !call->neighbors || !call->cell_shifts)) return SEGNN_MISSING_ARRAY;
-  return SEGNN_OK;
+  return call->shells ? check_shells(*call) : SEGNN_OK;
 }
 
 static int code_of(int64_t wrong) {
@@ -132,13 +153,15 @@ extern "C" const char* segnn_error_text(int code) {
     case SEGNN_WRONG_VERSION:
       return "the version of the call is not the library's; compile with the header beside it";
     case SEGNN_WRONG_SIZE:
-      return "there are no atoms, or the number of atoms, ghosts, pairs or threads is out of range";
+      return "there are no atoms, the number of atoms, ghosts, pairs or threads is out of range, or shells do not fit";
     case SEGNN_MISSING_ARRAY:
       return "an input or the workspace is NULL, or the function that exchanges rows of ghosts";
     case SEGNN_PAIRS_NOT_SORTED:
       return "the pairs are not sorted by their centers";
     case SEGNN_PAIR_OUT_OF_RANGE:
-      return "a pair has an index that is not from 0 to n_atoms - 1, or for ghosts to n_atoms + n_ghosts - 1";
+      return "a pair has an index that is not from 0 to n_atoms - 1, or for ghosts to n_atoms + n_ghosts - 1, or "
+             "leaves "
+             "out a shell";
     case SEGNN_UNKNOWN_ELEMENT:
       return "an atomic number is none of the potential's, which segnn_get_info lists";
     case SEGNN_EXCHANGE_FAILED:

@@ -16,17 +16,17 @@ extern "C" {
 #endif
 
 /* Version of what this header declares. A library and a program that differ in it do not fit. */
-#define SEGNN_INTERFACE_VERSION 2
+#define SEGNN_INTERFACE_VERSION 3
 
 /* What `segnn_evaluate` returns. With anything but SEGNN_OK, no result was written. */
 enum {
   SEGNN_OK = 0,
   SEGNN_NEEDS_ROOM = 1,        /* the workspace is too small; `workspace_size` says how large it has to be */
   SEGNN_WRONG_VERSION = 2,     /* `version` is not the library's */
-  SEGNN_WRONG_SIZE = 3,        /* the number of atoms, ghosts, pairs or threads is out of range */
+  SEGNN_WRONG_SIZE = 3,        /* the number of atoms, ghosts, pairs or threads is out of range; shells do not fit */
   SEGNN_MISSING_ARRAY = 4,     /* an input or the workspace is NULL, or `exchange` where there are ghosts */
   SEGNN_PAIRS_NOT_SORTED = 5,  /* `centers` decrease somewhere */
-  SEGNN_PAIR_OUT_OF_RANGE = 6, /* a center is no atom, or a neighbor neither an atom nor a ghost */
+  SEGNN_PAIR_OUT_OF_RANGE = 6, /* a center is no atom, or a neighbor neither an atom nor a ghost; or beyond a shell */
   SEGNN_UNKNOWN_ELEMENT = 7,   /* an atomic number is none of those in `segnn_info` */
   SEGNN_EXCHANGE_FAILED = 8    /* `exchange` did not return 0 */
 };
@@ -41,10 +41,12 @@ typedef struct segnn_info {
   const char* made_by;           /* such as "ase-segnn 0.1.0" */
   const char* precision;         /* of the network, "float32" or "float64"; inputs and results are double in both */
   double cutoff;                 /* Å; pairs at this distance or farther apart are skipped */
-  int64_t n_layers;              /* an atom feels others up to (n_layers + 1) * cutoff away at most */
+  int64_t n_layers;              /* of the network */
   int64_t n_elements;            /* length of `atomic_numbers` */
   const int64_t* atomic_numbers; /* that the potential knows */
   int64_t most_exchanged;        /* bytes per atom of all arrays that one call of `exchange` gets, at most */
+  int64_t reach;                 /* pairs to the farthest atoms that an atom feels, so up to reach * cutoff away */
+  const char* const* symbols;    /* of the elements, such as "Si" */
 } segnn_info;
 
 /* An array of the library in an exchange: `width` numbers of `size` bytes per row. Rows of atoms come first, then those
@@ -68,7 +70,12 @@ typedef int (*segnn_exchange)(void* context, int to_owners, int n_arrays, const 
  * Several processes may share a structure. Each has atoms, whose pairs it lists, and ghosts: their neighbors that
  * another process has. Ghosts follow the atoms in `positions`, `atomic_numbers` and `forces`. Energies and stresses are
  * those of the atoms of a process, to be summed over processes; forces on ghosts are to be added to those on their
- * atoms. */
+ * atoms.
+ *
+ * Where nothing can be exchanged, a process may have copies of all atoms that its own ones feel. With `shells`, only the
+ * energies of the first shells[0] atoms count, and results are those of these energies: `atom_energies` of others are 0.
+ * Atoms are sorted by how many pairs they are away from the nearest of these, and shells[k] says how many are k pairs
+ * away at most, for k up to the library's `reach`. Pairs of those in the last shell need not be listed. */
 typedef struct segnn_call {
   int64_t version;               /* SEGNN_INTERFACE_VERSION */
   int64_t n_atoms;               /* 1 to INT32_MAX; with `exchange` from 0 on */
@@ -91,6 +98,7 @@ typedef struct segnn_call {
   int64_t n_ghosts;              /* with n_atoms at most INT32_MAX; 0 for a structure in one process */
   segnn_exchange exchange;       /* NULL for a structure in one process */
   void* context;                 /* what `exchange` is called with */
+  const int64_t* shells;         /* (reach + 1,), the last of them n_atoms; NULL: all energies count */
 } segnn_call;
 
 /* Version of the interface that the library has; fits if it is SEGNN_INTERFACE_VERSION. */

@@ -29,16 +29,6 @@ using namespace LAMMPS_NS;
 
 namespace {
 
-const char* const SYMBOLS[] = {"X",  "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si",
-                               "P",  "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu",
-                               "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru",
-                               "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr",
-                               "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",
-                               "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac",
-                               "Th", "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf",
-                               "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
-constexpr int N_SYMBOLS = sizeof SYMBOLS / sizeof *SYMBOLS;
-
 bool is_library(const char* argument) {
   const size_t n = std::strlen(argument);
   return n > 3 && !std::strcmp(argument + n - 3, ".so");
@@ -134,15 +124,16 @@ void PairSEGNN::coeff(int n, char** arguments) {
 // Returns the atomic number of an element, 0 for NULL.
 int PairSEGNN::number_of(const char* element) {
   if (!std::strcmp(element, "NULL")) return 0;
-  const int number = (int)(std::find_if(SYMBOLS, SYMBOLS + N_SYMBOLS,
-                                        [&](const char* symbol) { return !std::strcmp(symbol, element); }) -
-                           SYMBOLS);
+  int number = 0;
   for (const auto& library : libraries) {
     const segnn_info& info = *library->info;
-    if (std::count(info.atomic_numbers, info.atomic_numbers + info.n_elements, number)) continue;
     std::string known;
-    for (int64_t k = 0; k < info.n_elements; ++k) known += std::string(" ") + SYMBOLS[info.atomic_numbers[k]];
-    error->all(FLERR, "the potential '{}' does not know '{}'; it knows{}", info.name, element, known);
+    number = 0;
+    for (int64_t k = 0; k < info.n_elements; ++k) {
+      if (!std::strcmp(info.symbols[k], element)) number = (int)info.atomic_numbers[k];
+      known += std::string(" ") + info.symbols[k];
+    }
+    if (!number) error->all(FLERR, "the potential '{}' does not know '{}'; it knows{}", info.name, element, known);
   }
   return number;
 }
