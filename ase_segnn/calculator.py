@@ -12,7 +12,13 @@ from typing import Any, Literal
 
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes, all_properties
+from ase.calculators.calculator import (
+    Calculator,
+    all_changes,
+    all_properties,
+    external_calculators,
+    register_calculator_class,
+)
 from ase.data import atomic_numbers
 from ase.outputs import Properties
 
@@ -110,6 +116,7 @@ class SEGNNCalculator(Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012  # ASE's name
+    nolabel = True  # ASE's commands give no label to calculators that have this
     ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012  # ASE's name
 
     def __init__(
@@ -395,3 +402,7 @@ def _naming(index: int) -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         error.args = (f"structure {index}: {error}",)  # class and attributes stay
         raise
+
+
+if "segnn" not in external_calculators:  # the name for `ase.calculators.calculator.get_calculator_class`
+    register_calculator_class("segnn", SEGNNCalculator)

@@ -4,7 +4,7 @@ Examples
 --------
 >>> import torch_sim as ts  # doctest: +SKIP
 >>> from ase_segnn.integrations.torch_sim import SEGNNModel  # doctest: +SKIP
->>> final = ts.optimize(system=molecules, model=SEGNNModel("acac-pbe"), optimizer=ts.Optimizer.fire)  # doctest: +SKIP
+>>> final = ts.optimize(system=molecules, model=SEGNNModel("acac-pbe"), optimizer=ts.optimizers.fire)  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.data import atomic_numbers
@@ -67,6 +68,7 @@ class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no type
         self._elements = {atomic_numbers[symbol]: symbol for symbol in calculator.potential.elements}
         self._device, self._dtype = torch.device(calculator.parameters["device"]), dtype
         self._compute_stress = self._compute_forces = True
+        self._atoms: list[Atoms] = []
         self._lists: list[VerletGraphs] = []
         self._graphs: list[AtomicGraph] = []
         self._batch: AtomicGraph | None = None
@@ -104,12 +106,19 @@ class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no type
         starts = [0, *ends[:-1]]
         while len(self._lists) < len(ends):
             self._lists.append(VerletGraphs(self._cutoff, self._skin, device=self._device))
+            self._atoms.append(Atoms())
         far_pairs = self._calculator.engine.takes_far_pairs
         graphs = []
-        for start, end, cell, verlet in zip(starts, ends, cells, self._lists, strict=False):
-            atoms = Atoms(numbers[start:end], positions[start:end], cell=cell, pbc=pbc)
-            check_elements(atoms, self._elements, "this potential")
-            graphs.append(verlet.graph(atoms, far_pairs=far_pairs))
+        for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            if np.array_equal(self._atoms[k].numbers, numbers[start:end]):  # to make new atoms takes long
+                atoms = self._atoms[k]
+                atoms.positions[:] = positions[start:end]
+                atoms.cell[:], atoms.pbc[:] = cells[k], pbc
+            else:
+                atoms = Atoms(numbers[start:end], positions[start:end], cell=cells[k], pbc=pbc)
+                check_elements(atoms, self._elements, "this potential")
+                self._atoms[k] = atoms
+            graphs.append(self._lists[k].graph(atoms, far_pairs=far_pairs))
         same = len(graphs) == len(self._graphs) and all(map(_have_the_same_pairs, graphs, self._graphs))
         if self._batch is None or not same:
             self._batch = AtomicGraph.batch(graphs)
