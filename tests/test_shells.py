@@ -22,7 +22,7 @@ from ase_segnn.model.potential import Potential
 pytestmark = needs_compiler
 OK, NEEDS_ROOM, WRONG_SIZE, OUT_OF_RANGE = 0, 1, 3, 6
 ATOMS = {name: systems()[name] for name in ("water", "skewed triclinic", "slab", "mixed species")}
-KINDS = ("natural parity", "three layers", "products", "one layer", "scalars alone", "products of order 4")
+KINDS = ("natural parity", "three layers", "products", "products of order 4")
 
 
 @pytest.fixture(scope="module", params=KINDS)
