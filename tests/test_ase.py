@@ -36,6 +36,8 @@ def test_ase_run(tmp_path: Path) -> None:
 
 
 def test_plugins_of_ase() -> None:
+    import ase_segnn.integrations.ase_plugin  # noqa: F401  # before ASE does
+
     plugins = pytest.importorskip("ase._4.plugins").plugins
     [plugin] = plugins.by_package["ase_segnn"]
     assert (plugin.name, plugin.implementation) == ("segnn", SEGNNCalculator)

@@ -83,8 +83,13 @@ def test_what_is_added_makes_no_random_numbers_and_changes_no_weights(name: str)
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", [*NETWORKS, *CONFIGS, "radial"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float64) for name in (*NETWORKS, *CONFIGS, "radial")),
+        *((name, torch.float32) for name in ("fewer scalars", "natural parity", "radial")),
+    ],
+)
 def test_every_network_with_one_gate_is_compiled(name: str, dtype: torch.dtype) -> None:
     if name in CONFIGS:
         plain = random_potential(CONFIGS[name]).to(dtype).requires_grad_(False).eval()
