@@ -87,7 +87,7 @@ def test_what_is_added_makes_no_random_numbers_and_changes_no_weights(name: str)
     ("name", "dtype"),
     [
         *((name, torch.float64) for name in (*NETWORKS, *CONFIGS, "radial")),
-        *((name, torch.float32) for name in ("fewer scalars", "natural parity", "radial")),
+        *((name, torch.float32) for name in ("fewer scalars", "with ZBL", "radial")),
     ],
 )
 def test_every_network_with_one_gate_is_compiled(name: str, dtype: torch.dtype) -> None:
