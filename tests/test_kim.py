@@ -26,7 +26,7 @@ from ase_segnn.integrations.lammps.inputs import boxed
 from ase_segnn.potential_file import Provenance
 
 INSTALLER = "kim-api-collections-management"
-NAME = "SEGNN_test"
+NAME, OTHER = "SEGNN_test", "SEGNN_other"
 SYSTEMS = systems()
 LMP = "/usr/bin/lmp"  # Debian's; that of the package lammps knows no KIM
 pytestmark = needs_compiler
@@ -44,6 +44,23 @@ results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces().
 if atoms.cell.rank == 3:
     results["stress"] = atoms.get_stress().tolist()
 json.dump(results, sys.stdout)
+"""
+
+_EVALUATE_SEVERAL = """
+import json, sys
+from ase.calculators.kim import KIM
+from ase.io import read
+
+atoms = read(sys.argv[1])
+energies = []
+for _ in range(2):  # one after another
+    energies.append([])
+    for name in sys.argv[2:]:
+        with KIM(name) as calculator:
+            energies[-1].append(calculator.get_potential_energy(atoms.copy()))
+calculators = [KIM(name) for name in sys.argv[2:]]  # at the same time
+energies.append([calculator.get_potential_energy(atoms.copy()) for calculator in calculators])
+json.dump(energies, sys.stdout)
 """
 
 _INPUT = """kim init {name} metal
@@ -71,14 +88,17 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(file: Path) -> dict[str, str]:
-    """Install a model for a user whose home is a folder of this test."""
+    """Install models for a user whose home is a folder of this test."""
     if shutil.which(INSTALLER) is None:
         pytest.skip("needs the KIM API")
+    other = file.with_name("other.safetensors")
+    save_potential(random_potential(SHAPES["natural parity"], seed=6), other, provenance=Provenance())
     environment = {**os.environ, "HOME": str(file.parent), "OMP_NUM_THREADS": "1"}
-    run("kim", file, "--output", file.parent / NAME, "--dtype", "float64")
-    command = [INSTALLER, "install", "user", str(file.parent / NAME)]
-    installed = subprocess.run(command, env=environment, cwd=file.parent, capture_output=True, text=True, check=False)
-    assert installed.returncode == 0, installed.stdout + installed.stderr
+    for potential, name in ((file, NAME), (other, OTHER)):
+        run("kim", potential, "--output", file.parent / name, "--dtype", "float64")
+        command = [INSTALLER, "install", "user", str(file.parent / name)]
+        done = subprocess.run(command, env=environment, cwd=file.parent, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
     return environment
 
 
@@ -101,6 +121,21 @@ def test_ase_gets_the_results_of_the_calculator(
     if atoms.cell.rank == 3:
         stress = atoms.get_stress()
         np.testing.assert_allclose(results["stress"], stress, rtol=0, atol=1e-11 * max(1.0, np.abs(stress).max()))
+
+
+@needs_kimpy
+def test_models_in_one_process_are_not_mixed_up(file: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    atoms = SYSTEMS["water"]
+    write(tmp_path / "atoms.json", Atoms(atoms.numbers, atoms.positions))
+    command = [sys.executable, "-c", _EVALUATE_SEVERAL, str(tmp_path / "atoms.json"), NAME, OTHER]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    energies = []
+    for path in (file, file.with_name("other.safetensors")):
+        calculator = SEGNNCalculator(path, device="cpu", dtype="float64", compile=False)
+        energies.append(calculator.get_potential_energy(atoms))
+    assert abs(energies[0] - energies[1]) > 1e-3
+    np.testing.assert_allclose(json.loads(done.stdout), [energies] * 3, rtol=1e-11)
 
 
 @needs_lammps

@@ -32,29 +32,29 @@ extern "C" const char segnn_library_end[] __attribute__((visibility("hidden")));
 
 namespace {
 
-// The library, opened once per model.
+// The library, opened once per model. Its file stays open as long as it is loaded, since one that is opened by a name
+// that another loaded one has would be taken for that.
 struct Model {
+  int file = -1;
+  std::string path;
   void* handle = nullptr;
   const segnn_info* info = nullptr;
   int (*evaluate)(segnn_call*) = nullptr;
   const char* (*error_text)(int) = nullptr;
   double reach = 0, cutoff = 0;  // Å
-  int needs_all_lists = 0;       // KIM: the lists of particles that do not contribute are asked for, too
+  int asks_for_few_lists = 0;    // KIM: 1 if only neighbors of particles that contribute are asked for
 
   // Returns what went wrong, "" for nothing.
   std::string open() {
-    const int file = memfd_create("model.so", MFD_CLOEXEC);
+    file = memfd_create("model.so", MFD_CLOEXEC);
     if (file < 0) return "cannot make a file in memory";
     for (const char* at = segnn_library_start; at < segnn_library_end;) {
       const ssize_t n = write(file, at, (size_t)(segnn_library_end - at));
-      if (n < 0) {
-        close(file);
-        return "cannot write a file in memory";
-      }
+      if (n < 0) return "cannot write a file in memory";
       at += n;
     }
-    handle = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
-    close(file);
+    path = "/proc/self/fd/" + std::to_string(file);
+    handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!handle) return std::string("cannot open the library of the potential: ") + dlerror();
     const auto version = (int64_t (*)())dlsym(handle, "segnn_interface_version");
     if (!version || version() != SEGNN_INTERFACE_VERSION) return "model.so is of another version of ase-segnn";
@@ -67,6 +67,7 @@ struct Model {
   }
   ~Model() {
     if (handle) dlclose(handle);
+    if (file >= 0 && !dlopen(path.c_str(), RTLD_NOW | RTLD_NOLOAD)) close(file);
   }
 };
 
@@ -287,7 +288,7 @@ extern "C" int segnn_create(KIM::ModelCreate* of, KIM::LengthUnit, KIM::EnergyUn
     return true;
   }
   of->SetInfluenceDistancePointer(&model->reach);
-  of->SetNeighborListPointers(1, &model->cutoff, &model->needs_all_lists);
+  of->SetNeighborListPointers(1, &model->cutoff, &model->asks_for_few_lists);
   of->SetModelBufferPointer(model);
   return false;
 }
