@@ -33,13 +33,13 @@ def kim(
     force: ForceOption = False,
 ) -> None:
     """Write a portable model of the KIM API, for programs without plugins; with LAMMPS, pair_style segnn is faster."""
-    from ase_segnn.integrations.kim.model import model_files, model_name, write_model
+    from ase_segnn.integrations.kim.model import checked_name, model_files, model_name, write_model
 
     source, loaded, fingerprint = single_potential(potential, member, dtype)
     folder = output or Path(model_name(source.stem))
+    kim_name = checked_name(folder.resolve().name)
     folder.mkdir(parents=True, exist_ok=True)
     check_outputs(model_files(folder), force=force)
-    kim_name = folder.resolve().name
     write_model(folder, loaded, name=source.stem, kim_name=kim_name, fingerprint=fingerprint, march=march)
     typer.echo(f"model: {folder} ({', '.join(loaded.elements)}; {dtype.value}, {march})")
     typer.echo(f"to install it: kim-api-collections-management install user {folder}")

@@ -19,6 +19,13 @@ def model_name(name: str) -> str:
     return "SEGNN_" + re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
+def checked_name(kim_name: str) -> str:
+    """Return the name of a model in KIM, or raise a ValueError if it is no identifier of C."""
+    if not re.fullmatch(r"[A-Za-z]\w*", kim_name, flags=re.ASCII):
+        raise ValueError(f"names in KIM are letters, digits and underscores after a letter, got '{kim_name}'")
+    return kim_name
+
+
 def model_files(folder: Path) -> list[Path]:
     """Return the paths that `write_model` writes to."""
     return [folder / name for name in ("model.so", HEADER.name, _SOURCE, _CMAKE)]
@@ -42,8 +49,7 @@ def write_model(
     NoCompilerError, RuntimeError, OSError
         As of `export_library`.
     """
-    if not re.fullmatch(r"[A-Za-z]\w*", kim_name, flags=re.ASCII):
-        raise ValueError(f"names in KIM are letters, digits and underscores after a letter, got '{kim_name}'")
+    checked_name(kim_name)
     library, header, source, cmake = model_files(folder)
     export_library(potential, library, name=name, fingerprint=fingerprint, march=march, header=header)
     with written_whole(source) as temporary:
