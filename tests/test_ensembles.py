@@ -27,7 +27,7 @@ from ase.constraints import (
     Hookean,
 )
 
-from ase_segnn.cli._ensembles import Ensemble, Motion
+from ase_segnn.ensembles import Ensemble, Motion
 from ase_segnn.constraints import check_for_cell
 
 KELVIN = 400.0

@@ -20,7 +20,7 @@ from ase_segnn.potential_file import read_header
 from ase_segnn.training import load_recipe, run_recipe, train
 from ase_segnn.training.data.sources import sha256
 from ase_segnn.training.fit import CHECKPOINT
-from ase_segnn.training.learn import Walkers
+from ase_segnn.training.labeling import Walkers
 from ase_segnn.training.pretraining import with_share
 from ase_segnn.training.recipe import PretrainSection, Recipe
 

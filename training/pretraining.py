@@ -19,7 +19,7 @@ from .base import adapted
 from .data import Subset, TrainingData, least_squares_energies, read_store
 from .fit import CHECKPOINT, PotentialModule, fit, start_from
 from .folder import LABELS_FILE, PRETRAINING
-from .learn import Walkers, collect, find_reference
+from .labeling import Walkers, collect, find_reference
 from .recipe import DataSection, PretrainSection, Recipe
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._ensembles import Ensemble, Motion
+from ase_segnn.ensembles import Ensemble, Motion
 from ase_segnn.cli._options import (
     CompileOption,
     DeviceOption,

@@ -1,4 +1,4 @@
-"""Motion in ``ase-segnn md``: initial velocities, ensembles, and the constraints that all ensembles keep."""
+"""Motion in molecular dynamics: initial velocities, ensembles, and the constraints that all ensembles keep."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from labeled import labeled_clusters
 
-from ase_segnn.training.learn import LabelFile, NoLabelError, Reference, Walkers, find_reference, label
-from ase_segnn.training.learn.references import GFN2
+from ase_segnn.training.labeling import LabelFile, NoLabelError, Reference, Walkers, find_reference, label
+from ase_segnn.training.labeling.references import GFN2
 
 REFERENCE = """
 from ase.calculators.lj import LennardJones
