@@ -27,8 +27,8 @@ from ase.constraints import (
     Hookean,
 )
 
-from ase_segnn.ensembles import Ensemble, Motion
 from ase_segnn.constraints import check_for_cell
+from ase_segnn.ensembles import Ensemble, Motion
 
 KELVIN = 400.0
 

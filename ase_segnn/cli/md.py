@@ -11,7 +11,6 @@ import numpy as np
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.ensembles import Ensemble, Motion
 from ase_segnn.cli._options import (
     CompileOption,
     DeviceOption,
@@ -25,6 +24,7 @@ from ase_segnn.cli._options import (
     name_of,
     not_nan,
 )
+from ase_segnn.ensembles import Ensemble, Motion
 from ase_segnn.files import writing, written_whole
 
 if TYPE_CHECKING:

@@ -48,7 +48,7 @@ class Round(Configuration):
     upper: float
     fit_seconds: float
     explore_seconds: float = 0.0
-    rungs: list[Rung] = []
+    rungs: tuple[Rung, ...] = ()
 
 
 class FreshErrors(Configuration):
