@@ -31,4 +31,4 @@ def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         path.write_text("no report")
         return []
 
-    monkeypatch.setattr("ase_segnn.training.run.write_report", write_nothing)
+    monkeypatch.setattr("ase_segnn.training.conclusion.write_report", write_nothing)

@@ -35,7 +35,7 @@ from ase_segnn.training.data.frames import read_frames
 from ase_segnn.training.fit import CHECKPOINT, PotentialModule
 from ase_segnn.training.fit.module import TrainingModule
 from ase_segnn.training.recipe import Recipe, make_recipe
-from ase_segnn.training.run import _new_potential, settled
+from ase_segnn.training.run import new_potential, settled
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -272,7 +272,7 @@ def test_a_long_run_goes_on_without_a_compiler_too(
         data = TrainingData.read(recipe.data, recipe.network.cutoff, recipe.seed)
         recipe = settled(recipe, data)
         assert recipe.compile == "auto"
-        module = PotentialModule(_new_potential(recipe, data), data.training, data.validation, recipe)
+        module = PotentialModule(new_potential(recipe, data), data.training, data.validation, recipe)
         caplog.clear()
         assert not module.predict_by_cpp()
         assert "training without compiled C++" in caplog.text
@@ -389,7 +389,7 @@ def test_the_potential_is_kept_whatever_happens_to_its_evaluation(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("ase_segnn.training.run.evaluate_sets", fail)
+    monkeypatch.setattr("ase_segnn.training.conclusion.evaluate_sets", fail)
     with pytest.raises(MemoryError):
         run_recipe(short(frames_file, epochs=1), tmp_path / "run")
     assert load_potential(tmp_path / "run" / "tiny.safetensors").elements == ("Ne", "Ar")
@@ -539,7 +539,7 @@ def test_training_without_a_folder_makes_no_report(monkeypatch: pytest.MonkeyPat
         raise AssertionError("nobody can see this")
 
     for name in ("evaluate_sets", "write_report", "write_card", "save_potential"):
-        monkeypatch.setattr(f"ase_segnn.training.run.{name}", forbidden)
+        monkeypatch.setattr(f"ase_segnn.training.conclusion.{name}", forbidden)
     settings: dict[str, Any] = recipe_for(tmp_path / "x").model_dump(include={"network", "optimization", "compile"})
     frames = labeled_clusters(8)
     assert train(frames, **settings).elements == ("Ne", "Ar")

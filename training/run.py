@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.files import written_whole
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.config import PotentialConfig
 from ase_segnn.model.potential import Potential
 from ase_segnn.model.zbl import ends_below, nearest
-from ase_segnn.physics.verdicts import Verdict
-from ase_segnn.potential_file import save_potential
-from ase_segnn.quantities import LABELS, shown_errors
 
 from .audit import Auditor, one_line
 from .base import Base
+from .conclusion import Fitted, TrainingResult, concluded
 from .data import Subset, TrainingData
 from .data.batches import LabeledGraph
 from .fit import CHECKPOINT, FitResult, PotentialModule, check_machine, fit, with_epochs
-from .folder import RunFiles, now, provenance_of, without_places
+from .folder import RunFiles, now, provenance_of
 from .pretraining import Pretraining, with_share
 from .recipe import Recipe
-from .report import evaluate_sets, write_report
-from .report.card import write_card
-from .report.physics import load_systems, measured_cost, study_systems
+from .report.physics import load_systems
 
 logger = logging.getLogger(__name__)
 
@@ -39,38 +32,6 @@ _CALIBRATED = 16  # frames from which the scale of products is taken
 _BATCH_EDGES, _FEWEST_STEPS = 1000, 25  # edges per step, and steps per epoch of small data
 _STEPS, _EPOCHS = 30_000, (20, 600)  # of a run without a limit
 _STRESS_WEIGHT = 0.01  # ten times more is most of the loss of silicon, see benchmarks/README.md
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """Potential, files and findings of a finished run.
-
-    Parameters
-    ----------
-    potential : the potential, or a committee of several
-    potential_path, card_path, report_path, audit_path : its files
-    errors : data set -> measure -> value, the unit is in the measure's name
-    verdicts : what the checks of the report found
-    """
-
-    potential: Potential | Committee
-    potential_path: Path
-    card_path: Path
-    report_path: Path
-    audit_path: Path
-    errors: dict[str, dict[str, float]]
-    verdicts: list[Verdict]
-
-    @property
-    def files(self) -> dict[str, Path]:
-        """Files for a reader: what each is -> its path."""
-        return {"potential": self.potential_path, "model card": self.card_path, "report": self.report_path}
-
-    def summary(self) -> list[str]:
-        """Return the checks that failed and the errors on each data set, a line each."""
-        failed = [f"{each.name} failed: {each.statement}" for each in self.verdicts if each.outcome == "failed"]
-        order = ("energy_per_atom", *LABELS)
-        return failed + [f"{name}: RMSE {', '.join(shown_errors(own, order))}" for name, own in self.errors.items()]
 
 
 def run_recipe(
@@ -132,53 +93,28 @@ def run_on(
         old = {} if base is None else base.sets(recipe.data, data.training.elements())
         potential, results, notes = fit_on(data, recipe, files, base, pretraining, resume=resume)
         checksums = provenance.data | ({} if pretraining is None else pretraining.checksums)
-        provenance = provenance.model_copy(update={"created": now(), "data": checksums})
-        # before evaluation and report, which may fail
-        save_potential(potential, files.potential, provenance=provenance, overwrite=True)
-        calculator = SEGNNCalculator(potential)
-        sets = {**data.sets, **old}
-        evaluated = evaluate_sets(calculator, {name: subset.frames() for name, subset in sets.items()})
-        for name in old:  # which may be of another level of theory
-            evaluated.predictions[name] = evaluated.predictions[name].with_fitted_elements()
-        errors = {name: found.errors() for name, found in evaluated.predictions.items() if found.n_frames}
-        provenance = provenance.model_copy(update={"errors": errors})
-        save_potential(potential, files.potential, provenance=provenance, overwrite=True)
-        if base is not None:
-            notes = [*notes, *base.compared(old, errors)]
         first = {} if pretraining is None else {"pretraining": pretraining.note()}
         seconds = sum(result.seconds for result in results) + (0.0 if pretraining is None else pretraining.seconds)
-        minutes = seconds / 60
-        public = Recipe.model_validate(provenance.recipe)  # without places, for the card
         report = data.training.store.labels
-        card = partial(
-            write_card,
-            files.card,
-            public,
-            potential,
-            provenance,
-            minutes=minutes,
-            labels="" if report is None else report.line(),
-            cost=measured_cost(calculator, evaluated.survey),
-            pretraining=first.get("pretraining", ""),
-            notes=without_places(notes, data.checksums),
+        return concluded(
+            Fitted(
+                potential,
+                recipe,
+                provenance.model_copy(update={"created": now(), "data": checksums}),
+                history=results[0].history,
+                minutes=seconds / 60,
+                n_frames=len(data.training),
+                labels="" if report is None else report.line(),
+                first=first,
+                notes=notes,
+                read=tuple(data.checksums),
+            ),
+            {name: subset.frames for name, subset in {**data.sets, **old}.items()},
+            files,
+            base,
+            old,
+            systems=systems,
         )
-        card()  # physics may take hours
-        verdicts = write_report(
-            files.report,
-            calculator,
-            evaluated,
-            results[0].history,
-            title=recipe.name,
-            facts={
-                "training": f"{minutes:.0f} minutes, {len(data.training)} frames",
-                **first,
-                "created": provenance.created,
-            },
-            notes=notes,
-        )
-        if systems:
-            card(physics=study_systems(systems, public, potential))
-        return TrainingResult(potential, files.potential, files.card, files.report, files.audit, errors, verdicts)
 
 
 def fit_on(
@@ -196,7 +132,7 @@ def fit_on(
     -------
     the potential, how each fit went, and the warnings of the audit
     """
-    findings = _audit(data, recipe, files, () if base is None else base.potential.elements)
+    findings = audited(data, recipe, files, () if base is None else base.potential.elements)
     files.write_recipe(recipe)
     if pretraining is not None:
         pretraining.label(files.pretraining)
@@ -246,7 +182,7 @@ def settled(recipe: Recipe, data: TrainingData) -> Recipe:
     return recipe.model_copy(update={"optimization": optimization, "pretrain": pretrain})
 
 
-def _audit(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: Sequence[str]) -> list[str]:
+def audited(data: TrainingData, recipe: Recipe, files: RunFiles, known_elements: Sequence[str]) -> list[str]:
     """Audit the labels, keep the page, and return warnings in one line each.
 
     Raises
@@ -296,10 +232,10 @@ def _members(
         with torch.random.fork_rng():  # the caller's random numbers stay as they are
             torch.manual_seed(seed)
             if pretraining is not None:
-                potential, member = pretraining.fit(_new_potential, member, folder, resume=resume)
+                potential, member = pretraining.fit(new_potential, member, folder, resume=resume)
                 torch.manual_seed(seed)
             else:
-                potential = _new_potential(recipe, data) if base is None else base.start(recipe.frozen, data)
+                potential = new_potential(recipe, data) if base is None else base.start(recipe.frozen, data)
             logger.info("%d weights to fit", sum(p.numel() for p in potential.parameters() if p.requires_grad))
             result = fit(
                 PotentialModule(potential, training, data.validation, member),
@@ -316,8 +252,8 @@ def _name(recipe: Recipe, number: int) -> str:
     return recipe.name if recipe.committee == 1 else f"member {number + 1} of {recipe.name}"
 
 
-def _new_potential(recipe: Recipe, data: TrainingData, beside: Subset | None = None) -> Potential:
-    """Build the potential with statistics of the training frames and random weights.
+def new_potential(recipe: Recipe, data: TrainingData, beside: Subset | None = None) -> Potential:
+    """Return a potential with statistics of the training frames and random weights.
 
     Shortest distances are those of the training frames and the frames `beside` them.
     """
