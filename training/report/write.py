@@ -73,6 +73,7 @@ def write_report(
     title: str,
     facts: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
+    sections: Sequence[str] = (),
     temperatures: Sequence[float] = (300.0, 600.0),
     steps: int = 2000,
     seconds: float = 10.0,
@@ -89,6 +90,7 @@ def write_report(
     title : of the page
     facts : name -> value, of the run
     notes : sentences, such as findings about the labels
+    sections : HTML of the caller's own sections, shown after the summary; see `page.section`
     temperatures : K, of the runs with a thermostat; the first is that of the run at constant energy too
     steps, seconds : each run of dynamics ends with the first that is reached
 
@@ -104,8 +106,9 @@ def write_report(
     predictions, survey = evaluated.predictions, evaluated.survey
     labeled = {name: predicted for name, predicted in predictions.items() if predicted.n_frames}
     found = _Checks.perform(calculator, survey, labeled, temperatures, steps, seconds)
-    sections = [
+    parts = [
         _summary(labeled, found.verdicts, facts or {}, [*notes, *_missing(predictions)]),
+        *sections,
         _learning(history),
         *_errors(labeled),
         *_dynamics(found, temperatures, survey),
@@ -113,7 +116,7 @@ def write_report(
         _calibration(labeled, found.verdicts[-1]),
     ]
     with written_whole(path) as temporary:
-        temporary.write_text(page(title, *sections), encoding="utf-8")
+        temporary.write_text(page(title, *parts), encoding="utf-8")
     return found.verdicts
 
 
