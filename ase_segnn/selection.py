@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.evaluation import predict_named
-from ase_segnn.labels.names import looks_like_label, weighted_labels
+from ase_segnn.labels import without_labels
 
 _Floats = NDArray[np.float64]
 _NEAR = 0.3  # distance of near-duplicates, frames with a correlation of 1 - 0.3² or more
@@ -158,15 +158,8 @@ class _Novelty:
 
 
 def _annotated(frame: Atoms, index: int, source: str, result: dict[str, Any]) -> Atoms:
-    """Copy a frame without labels, and note source and deviations.
-
-    Old labels could be taken for labels of the reference method. So all names of labels and of their weights in
-    ``info`` and ``arrays`` are removed, whatever their prefix.
-    """
-    copied: Atoms = frame.copy()
-    for values in (copied.info, copied.arrays):
-        for name in [name for name in map(str, values) if looks_like_label(name) or weighted_labels(name)]:
-            del values[name]
+    """Copy a frame without labels, which could be taken for those of the reference; note source and deviations."""
+    copied = without_labels(frame)
     copied.info |= {
         "source": source,
         "source_index": index,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import ase.io
 import numpy as np
@@ -12,8 +14,11 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
-from labeled import labeled_clusters
+from labeled import labeled_clusters, tiny_potential
 
+import ase_segnn
+from ase_segnn import SEGNNCalculator, save_potential
+from ase_segnn.potential_file import Provenance
 from ase_segnn.training.labeling import LabelFile, NoLabelError, Reference, Walkers, find_reference, label
 from ase_segnn.training.labeling.references import GFN2
 
@@ -62,8 +67,11 @@ def test_a_function_of_a_file_is_a_reference(reference_file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("gfn1", ValueError, "a reference is gfn2, or a function .* such as my_file.py:make_calculator; got 'gfn1'"),
-        ("FILE", ValueError, "a reference is gfn2, or a function"),
+        ("gfn1", ValueError, r"a reference is gfn2, emt, FILE.py:FUNCTION, .* segnn:NAME or segnn:FILE; got 'gfn1'"),
+        ("FILE", ValueError, "a reference is gfn2, emt"),
+        ("mace", ValueError, "a reference is gfn2, emt"),
+        ("mace:", ValueError, "a reference is gfn2, emt"),
+        ("chgnet:", ValueError, "a reference is gfn2, emt"),
         ("none.py:make", FileNotFoundError, "no file 'none.py' with the reference 'make'"),
         ("FILE:other", ValueError, "has no function 'other' that makes a calculator"),
         ("FILE:CALLS", ValueError, "has no function 'CALLS'"),
@@ -73,6 +81,183 @@ def test_a_function_of_a_file_is_a_reference(reference_file: Path) -> None:
 )
 def test_what_is_no_reference_is_refused(reference_file: Path, name: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
+        find_reference(name.replace("FILE", str(reference_file)))
+
+
+def test_emt_is_a_reference() -> None:
+    reference, copper = find_reference("emt"), bulk("Cu", cubic=True)
+    assert reference.description == f"EMT (ase {ase.__version__})"
+    assert label(copper, reference.calculator(copper)).get_potential_energy() == EMT().get_potential_energy(copper)
+    assert reference.calculator(copper) is not reference.calculator(copper)
+    reference.check([("a", copper)])
+    message = "emt knows the elements H, C, N, O, Al, Ni, Cu, Pd, Ag, Pt, Au, b has Si, Ti; leave out such frames"
+    with pytest.raises(ValueError, match=message):
+        reference.check([("a", copper), ("b", Atoms("TiSi"))])
+
+
+def test_a_class_of_a_module_is_a_reference() -> None:
+    reference = find_reference("ase.calculators.lj:LennardJones")
+    assert reference.description == f"ase.calculators.lj:LennardJones (ase {ase.__version__})"
+    argon = Atoms("Ar2", [[0, 0, 0], [0, 0, 1.5]])
+    assert isinstance(reference.calculator(argon), LennardJones)
+    reference.check([("a", argon)])
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_lj_module.py").write_text(REFERENCE)
+    (tmp_path / "my_bad_module.py").write_text("import nothing_of_this_name")
+    (tmp_path / "my_worse_module.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert find_reference("my_lj_module:make_calculator").description == "my_lj_module:make_calculator (LennardJones)"
+    for name, error, message in (
+        ("my_lj_module:other", ValueError, "the module 'my_lj_module' has no function or class 'other' that makes"),
+        ("my_lj_module:broken", ValueError, "'my_lj_module:broken' made no calculator: OSError: no license$"),
+        ("ase.atoms:Atom", ValueError, "'ase.atoms:Atom' returned a Atom; an ASE calculator is needed"),
+        ("ase.calculators.mixing:SumCalculator", ValueError, "made no calculator: TypeError: .*positional argument"),
+        ("ase.calculators.none:LJ", ImportError, "no module 'ase.calculators.none' for the reference .*; install the"),
+        ("my_bad_module:make", ImportError, "'my_bad_module' of the reference .* cannot be imported: No module named"),
+        ("my_worse_module:make", ValueError, "'my_worse_module' cannot be run: ZeroDivisionError: division by zero"),
+    ):
+        with pytest.raises(error, match=message):
+            find_reference(name)
+    assert sys.path == before
+
+
+def test_potentials_of_this_package_are_references(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.safetensors"
+    save_potential(tiny_potential(), file, provenance=Provenance())
+    reference = find_reference(f"segnn:{file}")
+    assert reference.description == f"SEGNN tiny.safetensors (ase-segnn {ase_segnn.__version__})"
+    cluster = starts()[0]
+    reference.check([("a", cluster)])
+    with pytest.raises(ValueError, match="segnn knows the elements Ne, Ar, b has Cu; leave out such frames"):
+        reference.check([("a", cluster), ("b", Atoms("Cu"))])
+    exact = SEGNNCalculator(str(file), dtype="float64").get_potential_energy(cluster)
+    assert label(cluster, reference.calculator(cluster)).get_potential_energy() == exact
+    with pytest.raises(ValueError, match="'segnn:none' made no calculator: ValueError: potential 'none' is neither"):
+        find_reference("segnn:none")
+
+
+class Foreign(LennardJones):
+    """Stands for a calculator of another package, and keeps what it is made with."""
+
+    def __init__(self, *given: object, **named: object) -> None:
+        super().__init__()
+        self.given, self.named = given, named
+
+
+class ForeignModel:
+    """Stands for CHGNet."""
+
+    @staticmethod
+    def load(**named: object) -> str:
+        return f"model {named}"
+
+
+def orb_of_old(**named: object) -> str:
+    return f"model {named}"
+
+
+def orb_of_today(**named: object) -> tuple[str, str]:
+    return f"model {named}", "adapter"
+
+
+@pytest.fixture
+def foreign_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, values in {
+        "mace": {},
+        "mace.calculators": {"MACECalculator": Foreign},
+        "sevenn": {},
+        "sevenn.calculator": {"SevenNetCalculator": Foreign},
+        "chgnet": {},
+        "chgnet.model": {},
+        "chgnet.model.dynamics": {"CHGNetCalculator": Foreign},
+        "chgnet.model.model": {"CHGNet": ForeignModel},
+        "orb_models": {},
+        "orb_models.forcefield": {},
+        "orb_models.forcefield.pretrained": {"orb_v2": orb_of_old, "orb_v3": orb_of_today},
+        "orb_models.forcefield.calculator": {"ORBCalculator": Foreign},
+        "orb_models.forcefield.inference": {},
+        "orb_models.forcefield.inference.calculator": {"ORBCalculator": Foreign},
+    }.items():
+        module = ModuleType(name)
+        module.__dict__.update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("ase_segnn.training.labeling.references._device", lambda: "cpu")
+
+
+@pytest.mark.usefixtures("foreign_packages")
+@pytest.mark.parametrize(
+    ("name", "description", "given", "named"),
+    [
+        (
+            "mace:FILE",
+            "MACE a.model (mace-torch)",
+            (),
+            {"model_paths": "FILE", "device": "cpu", "default_dtype": "float64"},
+        ),
+        ("sevennet:7net-0", "SevenNet 7net-0 (sevenn)", ("7net-0",), {}),
+        ("chgnet", "CHGNet (chgnet)", ("model {'verbose': False}",), {}),
+        ("chgnet:0.3.0", "CHGNet 0.3.0 (chgnet)", ("model {'verbose': False, 'model_name': '0.3.0'}",), {}),
+        (
+            "orb:orb_v2",
+            "ORB orb_v2 (orb-models)",
+            ("model {'device': 'cpu', 'precision': 'float64'}",),
+            {"device": "cpu"},
+        ),
+        (
+            "orb:orb-v3",
+            "ORB orb-v3 (orb-models)",
+            ("model {'device': 'cpu', 'precision': 'float64'}", "adapter"),
+            {"device": "cpu"},
+        ),
+    ],
+)
+def test_potentials_of_other_packages_are_references(
+    tmp_path: Path, name: str, description: str, given: tuple[object, ...], named: dict[str, object]
+) -> None:
+    file = tmp_path / "a.model"
+    file.touch()
+    reference = find_reference(name.replace("FILE", str(file)))
+    assert reference.description == description
+    calculator = reference.calculator(starts()[0])
+    assert isinstance(calculator, Foreign)
+    assert calculator.given == given
+    assert calculator.named == {key: str(file) if value == "FILE" else value for key, value in named.items()}
+    reference.check([("a", Atoms("Pu"))])
+
+
+@pytest.mark.usefixtures("foreign_packages")
+def test_errors_of_other_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file 'none.model' for the reference mace"):
+        find_reference("mace:none.model")
+    with pytest.raises(ValueError, match=r"'orb:none' made no calculator: .*pretrained has no 'none'; a name is such"):
+        find_reference("orb:none")
+
+    def fail(name: str) -> None:
+        raise OSError(f"no checkpoint\n{name}")
+
+    monkeypatch.setattr(sys.modules["sevenn.calculator"], "SevenNetCalculator", fail)
+    with pytest.raises(ValueError, match=r"^'sevennet:a' made no calculator: OSError: no checkpoint a$"):
+        find_reference("sevennet:a")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("mace:FILE", "mace", "mace-torch"),
+        ("sevennet:7net-0", "sevenn", "sevenn"),
+        ("chgnet", "chgnet", "chgnet"),
+        ("orb:orb-v3", "orb_models", "orb-models"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    reference_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    message = rf"the reference {name.partition(':')[0]} needs the package {package}: pip install {package} \(missing:"
+    with pytest.raises(ImportError, match=message):
         find_reference(name.replace("FILE", str(reference_file)))
 
 
@@ -88,8 +273,8 @@ def test_charge_and_multiplicity_are_for_gfn2(reference_file: Path) -> None:
 
 
 def test_gfn2_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tblite.ase", None)
-    monkeypatch.setitem(__import__("sys").modules, "tblite", None)
+    monkeypatch.setitem(sys.modules, "tblite.ase", None)
+    monkeypatch.setitem(sys.modules, "tblite", None)
     with pytest.raises(ImportError, match=r'needs the package tblite: pip install "ase-segnn\[learn\]"'):
         find_reference("gfn2")
 
@@ -161,8 +346,10 @@ def test_failures_are_told_apart_from_labels() -> None:
         label(four, calculator)
     assert label(five, calculator).calc.name == "unknown"
     five.positions[1] = five.positions[0] + [0.5, 0, 0]
-    with pytest.raises(NoLabelError, match=r"^a force above 30 eV/Å$"):
+    with pytest.raises(NoLabelError, match=r"^a force above 30 eV/Å$") as raised:
         label(five, calculator)
+    assert not raised.value.again
+    assert NoLabelError("license lost").again
 
 
 def test_crystals_have_a_stress_if_the_calculator_has() -> None:
@@ -202,6 +389,22 @@ def test_the_file_keeps_whole_structures_whatever_ends_the_program(tmp_path: Pat
         labeled_clusters(3)[2].get_potential_energy()
     )
     assert len(LabelFile(path).frames) == 3
+
+
+def test_the_file_is_sorted_by_whole_structures(tmp_path: Path) -> None:
+    path = tmp_path / "labels.xyz"
+    file = LabelFile(path)
+    parts = []
+    for number in (2, 0, 3, 1):
+        atoms = labeled_clusters(4)[number]
+        atoms.info["id"] = number
+        before = path.read_text() if parts else ""
+        file.append(atoms)
+        parts.append(path.read_text().removeprefix(before))
+    file.sort()
+    assert path.read_text() == parts[1] + parts[3] + parts[0] + parts[2]
+    assert [atoms.info["id"] for atoms in file.frames] == [0, 1, 2, 3]
+    assert [len(atoms) for atoms in file.frames] == [len(atoms) for atoms in LabelFile(path).frames]
 
 
 # ---- walkers

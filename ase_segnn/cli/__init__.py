@@ -6,6 +6,7 @@ from ase_segnn.cli import (  # they register themselves
     export,
     info,
     kim,
+    label,
     lammps,
     md,
     physics,
@@ -15,4 +16,18 @@ from ase_segnn.cli import (  # they register themselves
 )
 from ase_segnn.cli._app import app
 
-__all__ = ["app", "cache", "evaluate", "export", "info", "kim", "lammps", "md", "physics", "relax", "select", "train"]
+__all__ = [
+    "app",
+    "cache",
+    "evaluate",
+    "export",
+    "info",
+    "kim",
+    "label",
+    "lammps",
+    "md",
+    "physics",
+    "relax",
+    "select",
+    "train",
+]

@@ -9,5 +9,15 @@ from ase_segnn.quantities import LABELS
 from .choice import FrameLabels, LabelChoice, choose_labels
 from .names import LabelKeys
 from .report import LabelReport, Remark
+from .values import without_labels
 
-__all__ = ["LABELS", "FrameLabels", "LabelChoice", "LabelKeys", "LabelReport", "Remark", "choose_labels"]
+__all__ = [
+    "LABELS",
+    "FrameLabels",
+    "LabelChoice",
+    "LabelKeys",
+    "LabelReport",
+    "Remark",
+    "choose_labels",
+    "without_labels",
+]

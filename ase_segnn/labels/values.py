@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ase_segnn.quantities import COMPONENTS, LABELS
 
-from .names import Spelling, weighted_labels
+from .names import Spelling, looks_like_label, weighted_labels
 
 _Floats = NDArray[np.float64]
 _CELLS = ("lattice", "latticevectors", "cell", "cellvectors", "unitcell", "box", "boxvectors")
@@ -123,6 +123,19 @@ def frame_weights(info: Mapping[Any, Any]) -> dict[str, tuple[float, tuple[str, 
                 before, names = weights[label]
                 weights[label] = before * weight, (*names, name)
     return weights
+
+
+def without_labels(atoms: Atoms) -> Atoms:
+    """Return a copy of a structure without calculator and without anything that could be taken for a label.
+
+    All names of labels and of their weights in ``info`` and ``arrays`` are removed, whatever their prefix. Use
+    `without_labels` before new labels are made, which old ones could be mistaken for.
+    """
+    copied: Atoms = atoms.copy()
+    for values in (copied.info, copied.arrays):
+        for name in [name for name in map(str, values) if looks_like_label(name) or weighted_labels(name)]:
+            del values[name]
+    return copied
 
 
 def lost_cell(atoms: Atoms) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import ase.io
@@ -11,13 +12,23 @@ from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from ase_segnn.files import writing
+from ase_segnn.files import writing, written_whole
 
 LARGEST_FORCE = 30.0  # eV/Å; structures beyond are on their way to pieces
 
 
 class NoLabelError(RuntimeError):
-    """A structure that gets no label; the message is the reason."""
+    """A structure that gets no label; the message is the reason.
+
+    Parameters
+    ----------
+    reason : one line
+    again : whether another try might give a label
+    """
+
+    def __init__(self, reason: str, *, again: bool = True) -> None:
+        super().__init__(reason)
+        self.again = again
 
 
 def label(atoms: Atoms, calculator: BaseCalculator) -> Atoms:
@@ -41,7 +52,7 @@ def label(atoms: Atoms, calculator: BaseCalculator) -> Atoms:
             raise NoLabelError(f"{name} not finite")
     largest = float(np.linalg.norm(results["forces"], axis=1).max())
     if largest > LARGEST_FORCE:
-        raise NoLabelError(f"a force above {LARGEST_FORCE:g} eV/Å")
+        raise NoLabelError(f"a force above {LARGEST_FORCE:g} eV/Å", again=False)
     labeled.calc = SinglePointCalculator(labeled, **{**results, "energy": float(results["energy"])})
     return labeled
 
@@ -70,14 +81,14 @@ class LabelFile:
         self.path = path
         self.frames: list[Atoms] = []
         if path.exists():
-            whole = _whole_frames(path.read_bytes())
+            whole = b"".join(_whole_frames(path.read_bytes()))
             with writing(path), path.open("r+b") as file:
                 file.truncate(len(whole))
             if whole:
                 self.frames = list(ase.io.iread(io.StringIO(whole.decode()), ":", format="extxyz"))
 
     def append(self, atoms: Atoms) -> Atoms:
-        """Write a structure, and return it as a reader of the file sees it, with rounded numbers.
+        """Write a structure to the disk, and return it as a reader of the file sees it, with rounded numbers.
 
         Raises
         ------
@@ -88,19 +99,37 @@ class LabelFile:
         ase.io.write(text, atoms, format="extxyz")
         with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
         text.seek(0)
         self.frames.extend(ase.io.iread(text, ":", format="extxyz"))
         return self.frames[-1]
 
+    def sort(self) -> None:
+        """Bring the structures in the file into the order of their "id" in ``info``; their text stays as it is.
 
-def _whole_frames(contents: bytes) -> bytes:
-    """Return the part of an xyz file that holds whole structures: a number n, a comment and n lines of atoms each."""
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        order = sorted(range(len(self.frames)), key=lambda index: int(self.frames[index].info["id"]))
+        if order == list(range(len(order))):
+            return
+        texts = _whole_frames(self.path.read_bytes())
+        with written_whole(self.path) as path:
+            path.write_bytes(b"".join(texts[index] for index in order))
+        self.frames = [self.frames[index] for index in order]
+
+
+def _whole_frames(contents: bytes) -> list[bytes]:
+    """Return the whole structures in an xyz file: a number n, a comment and n lines of atoms each."""
     lines = contents.splitlines(keepends=True)
-    end = n_bytes = 0
+    frames, end = [], 0
     while end < len(lines) and lines[end].strip().isdigit():
         following = end + 2 + int(lines[end])
         if following > len(lines) or not lines[following - 1].endswith(b"\n"):
             break
-        n_bytes += sum(map(len, lines[end:following]))
+        frames.append(b"".join(lines[end:following]))
         end = following
-    return contents[:n_bytes]
+    return frames

@@ -1,10 +1,14 @@
-"""References that label structures: GFN2-xTB, or any ASE calculator of a user's function."""
+"""References that label structures: GFN2-xTB, EMT, potentials of other packages, or any ASE calculator of a user."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +16,17 @@ from typing import Any, Protocol
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 from ase.geometry import complete_cell
+
+from .labeling import reason_of
 
 _LAST_ELEMENT = 86  # radon, of the parameters of GFN2
 # Å between opposite faces of a cell. tblite has no k-points: at the Γ point alone silicon is 0.03, 0.5 and 4.7 eV per
 # atom higher in cells of 9.4, 5.4 and 3.1 Å than in one of 10.9 Å.
 _THINNEST_CELL = 10.0
+_OTHER = "leave out such frames or take another reference, such as my_file.py:make_calculator"
+_IN_MODULE = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<attribute>[^\W\d]\w*)")
 
 
 class Reference(Protocol):
@@ -55,19 +63,28 @@ def find_reference(name: str, charge: int | None = None, multiplicity: int | Non
 
     Parameters
     ----------
-    name : "gfn2"; or file and function, such as ``my_file.py:make_calculator``: the function takes no arguments and
-        returns an ASE calculator. The file is run
+    name : one of
+
+        - "gfn2": GFN2-xTB by tblite
+        - "emt": effective medium theory by ASE
+        - file and function, such as ``my_file.py:make_calculator``: the function takes no arguments and returns an ASE
+          calculator. The file is run
+        - module and class or function, such as ``ase.calculators.lj:LennardJones``, to be called without arguments.
+          The module is installed, or lies in the working directory
+        - a potential of another package: ``mace:FILE``, ``sevennet:NAME`` or ``sevennet:FILE``, ``chgnet`` or
+          ``chgnet:VERSION``, ``orb:NAME``
+        - a potential of this package: ``segnn:NAME`` or ``segnn:FILE``, in float64
     charge : e, of each structure; for "gfn2" alone, 0 by default
     multiplicity : 2S + 1; for "gfn2" alone, the lowest by default
 
     Raises
     ------
     ImportError
-        If tblite is missing.
+        If a package or module is missing.
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the name is of another form, the file has no such function, or the function returns no calculator.
+        If the name is of another form, or no calculator comes of it.
     """
     if name == "gfn2":
         return GFN2(charge or 0, multiplicity)
@@ -75,7 +92,21 @@ def find_reference(name: str, charge: int | None = None, multiplicity: int | Non
         raise ValueError(
             f"charge and multiplicity are for the reference gfn2; for '{name}' set them in the calculator itself"
         )
-    return UserReference(name)
+    if name == "emt":
+        return EffectiveMedium()
+    prefix, colon, rest = name.partition(":")
+    if prefix in _PACKAGES and bool(rest) >= bool(colon or prefix != "chgnet"):
+        return _of_package(prefix, rest)
+    file, _, function = name.rpartition(":")
+    if Path(file).suffix == ".py":
+        return _of_file(name, Path(file).expanduser(), function)
+    in_module = _IN_MODULE.fullmatch(name)
+    if in_module:
+        return _of_module(name, in_module["module"], in_module["attribute"])
+    raise ValueError(
+        "a reference is gfn2, emt, FILE.py:FUNCTION, package.module:FUNCTION, mace:FILE, sevennet:NAME, "
+        f"sevennet:FILE, chgnet, chgnet:VERSION, orb:NAME, segnn:NAME or segnn:FILE; got '{name}'"
+    )
 
 
 @dataclass(frozen=True)
@@ -144,57 +175,102 @@ class GFN2:
         return TBLite(method="GFN2-xTB", charge=self.charge, multiplicity=self.multiplicity or lowest, verbosity=0)
 
 
-class UserReference:
-    """The calculator that a function of a user's file returns. The function is called once.
-
-    Parameters
-    ----------
-    name : file and function, such as ``my_file.py:make_calculator``
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        See `find_reference`.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._calculator = _make(name)
+class EffectiveMedium:
+    """Effective medium theory by ASE: late transition metals and aluminum, for tests and first steps."""
 
     @property
     def description(self) -> str:
-        """Function and class of the calculator."""
-        file, _, function = self._name.rpartition(":")
-        return f"{Path(file).name}:{function} ({type(self._calculator).__name__})"
+        """Method and version."""
+        return f"EMT ({_versioned('ase')})"
 
     def check(self, structures: Iterable[tuple[str, Atoms]]) -> None:
-        """Refuse nothing: what a user's calculator can do shows at the first labels."""
+        """Refuse other elements."""
+        from ase.calculators.emt import parameters
+
+        _check_elements("emt", parameters, structures)
+
+    def calculator(self, atoms: Atoms) -> BaseCalculator:  # noqa: ARG002  # the same for all
+        """Return a new calculator, which knows no earlier structure, so that labels do not depend on their order."""
+        from ase.calculators.emt import EMT
+
+        return EMT()
+
+
+class OneCalculator:
+    """A calculator for all structures.
+
+    Parameters
+    ----------
+    name : of the reference
+    calculator : that labels
+    description : method and version, for model cards
+    elements : that the calculator knows; None to let the first labels show
+    """
+
+    def __init__(
+        self, name: str, calculator: BaseCalculator, description: str, elements: Collection[str] | None = None
+    ) -> None:
+        self._name, self._calculator, self._elements = name, calculator, elements
+        self.description = description
+
+    def check(self, structures: Iterable[tuple[str, Atoms]]) -> None:
+        """Refuse other elements, if the elements of the calculator are known."""
+        if self._elements is not None:
+            _check_elements(self._name, self._elements, structures)
 
     def calculator(self, atoms: Atoms) -> BaseCalculator:  # noqa: ARG002  # one for all
         """Return the calculator."""
         return self._calculator
 
 
-_OTHER = "leave out such frames or take another reference, such as my_file.py:make_calculator"
+# ---- functions and classes of a user
 
 
-def _make(name: str) -> BaseCalculator:
-    file, colon, function = name.rpartition(":")
-    if not colon or Path(file).suffix != ".py":
-        raise ValueError(
-            f"a reference is gfn2, or a function that returns an ASE calculator, such as my_file.py:make_calculator; "
-            f"got '{name}'"
-        )
-    path = Path(file).expanduser()
+def _of_file(name: str, path: Path, function: str) -> OneCalculator:
     if not path.is_file():
         raise FileNotFoundError(f"no file '{path}' with the reference '{function}'")
     make = getattr(_run(path), function, None)
     if not callable(make):
         raise ValueError(f"'{path}' has no function '{function}' that makes a calculator")  # noqa: TRY004  # of a file
     calculator = _called(make, name)
-    if not isinstance(calculator, BaseCalculator):
-        raise ValueError(f"'{name}' returned a {type(calculator).__name__}; an ASE calculator is needed")  # noqa: TRY004
-    return calculator
+    return OneCalculator(name, calculator, f"{path.name}:{function} ({type(calculator).__name__})")
+
+
+def _of_module(name: str, module: str, attribute: str) -> OneCalculator:
+    with _working_directory_on_path():
+        try:
+            make = getattr(import_module(module), attribute, None)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+                raise ImportError(
+                    f"there is no module '{error.name}' for the reference '{name}', neither installed nor in the "
+                    "working directory; install the package, or write FILE.py:FUNCTION"
+                ) from error
+            raise ImportError(f"the module '{module}' of the reference '{name}' cannot be imported: {error}") from error
+        except Exception as error:  # a user's module raises whatever it does
+            raise ValueError(f"'{module}' cannot be run: {reason_of(error)}") from error
+        if not callable(make):
+            raise ValueError(  # noqa: TRY004  # of a module
+                f"the module '{module}' has no function or class '{attribute}' that makes a calculator"
+            )
+        calculator = _called(make, name)
+    kind = type(calculator).__name__
+    packages = packages_distributions().get(module.partition(".")[0], [])[:1]
+    details = ", ".join([*([kind] if kind != attribute else []), *map(_versioned, packages)])
+    return OneCalculator(name, calculator, f"{name} ({details})" if details else name)
+
+
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    here = str(Path.cwd())
+    if here in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _run(path: Path) -> Any:
@@ -205,15 +281,110 @@ def _run(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's file raises whatever it does
-        raise ValueError(f"'{path}' cannot be run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"'{path}' cannot be run: {reason_of(error)}") from error
     return module
 
 
-def _called(make: Callable[[], Any], name: str) -> Any:
+def _called(make: Callable[[], Any], name: str) -> BaseCalculator:
     try:
-        return make()
+        calculator = make()
     except Exception as error:  # a user's function raises whatever it does
-        raise ValueError(f"'{name}' made no calculator: {type(error).__name__}: {error}") from error
+        raise ValueError(f"'{name}' made no calculator: {reason_of(error)}") from error
+    if not isinstance(calculator, BaseCalculator):
+        raise ValueError(f"'{name}' returned a {type(calculator).__name__}; an ASE calculator is needed")  # noqa: TRY004
+    return calculator
+
+
+# ---- potentials of packages
+
+
+def _mace(file: str) -> Any:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file '{path}' for the reference mace")
+    calculator = import_module("mace.calculators").MACECalculator
+    return calculator(model_paths=str(path), device=_device(), default_dtype="float64")
+
+
+def _sevennet(name: str) -> Any:
+    return import_module("sevenn.calculator").SevenNetCalculator(name)
+
+
+def _chgnet(model_version: str) -> Any:
+    calculator = import_module("chgnet.model.dynamics").CHGNetCalculator
+    chosen = {"model_name": model_version} if model_version else {}
+    return calculator(import_module("chgnet.model.model").CHGNet.load(verbose=False, **chosen))
+
+
+def _orb(name: str) -> Any:
+    known = import_module("orb_models.forcefield.pretrained")
+    load = getattr(known, name.replace("-", "_"), None)
+    if not callable(load):
+        raise ValueError(f"{known.__name__} has no '{name}'; a name is such as orb-v3-conservative-inf-omat")  # noqa: TRY004
+    device = _device()
+    loaded = load(device=device, precision="float64")
+    if isinstance(loaded, tuple):  # newer versions: the model, and what makes its graphs
+        return import_module("orb_models.forcefield.inference.calculator").ORBCalculator(*loaded, device=device)
+    return import_module("orb_models.forcefield.calculator").ORBCalculator(loaded, device=device)
+
+
+def _segnn(name: str) -> Any:
+    from ase_segnn.calculator import SEGNNCalculator
+
+    return SEGNNCalculator(name, dtype="float64")
+
+
+# prefix -> method, name on PyPI, and function that makes a calculator of what follows the colon
+_PACKAGES: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "mace": ("MACE", "mace-torch", _mace),
+    "sevennet": ("SevenNet", "sevenn", _sevennet),
+    "chgnet": ("CHGNet", "chgnet", _chgnet),
+    "orb": ("ORB", "orb-models", _orb),
+    "segnn": ("SEGNN", "ase-segnn", _segnn),
+}
+
+
+def _of_package(prefix: str, rest: str) -> OneCalculator:
+    method, package, make = _PACKAGES[prefix]
+    name = f"{prefix}:{rest}" if rest else prefix
+    try:
+        calculator = make(rest)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the reference {prefix} needs the package {package}: pip install {package} (missing: {error.name})"
+        ) from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # packages raise whatever they stumble over
+        raise ValueError(f"'{name}' made no calculator: {reason_of(error)}") from error
+    which = f" {Path(rest).name}" if rest else ""
+    elements = calculator.potential.elements if prefix == "segnn" else None
+    return OneCalculator(prefix, calculator, f"{method}{which} ({_versioned(package)})", elements)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# ---- what several references share
+
+
+def _versioned(package: str) -> str:
+    """Return name and version of a package, or the name alone if no version is known."""
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
+def _check_elements(name: str, known: Collection[str], structures: Iterable[tuple[str, Atoms]]) -> None:
+    for source, atoms in structures:
+        foreign = sorted(set(atoms.symbols) - set(known), key=atomic_numbers.__getitem__)
+        if foreign:
+            elements = ", ".join(sorted(known, key=atomic_numbers.__getitem__))
+            raise ValueError(f"{name} knows the elements {elements}, {source} has {', '.join(foreign)}; {_OTHER}")
 
 
 def _thickness(atoms: Atoms) -> float:
