@@ -19,7 +19,7 @@ _INTERRUPTED = 130  # exit code, as of programs that Ctrl-C ends
 @app.command()
 def label(
     frames: Annotated[
-        list[str], typer.Argument(help="Files that ASE reads; 'file@::10' takes each tenth frame.", metavar="FRAMES...")
+        list[str], typer.Argument(help="Files that ASE reads; 'file@::10' takes each tenth frame.", metavar="FRAMES")
     ],
     reference: Annotated[
         str,
