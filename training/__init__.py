@@ -7,18 +7,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ase_segnn.training.active_learning import learn
+    from ase_segnn.training.active_learning.learn import learn
+    from ase_segnn.training.active_learning.loop import LabelsNeeded
+    from ase_segnn.training.active_learning.outcome import LearnResult
     from ase_segnn.training.api import train
     from ase_segnn.training.conclusion import TrainingResult
     from ase_segnn.training.recipe import Recipe, load_recipe, read_recipe_file
     from ase_segnn.training.run import run_recipe
 
-__all__ = ["Recipe", "TrainingResult", "learn", "load_recipe", "read_recipe_file", "run_recipe", "train"]
+__all__ = [
+    "LabelsNeeded",
+    "LearnResult",
+    "Recipe",
+    "TrainingResult",
+    "learn",
+    "load_recipe",
+    "read_recipe_file",
+    "run_recipe",
+    "train",
+]
 
 _MODULE_OF = {
+    "LabelsNeeded": "active_learning.loop",
+    "LearnResult": "active_learning.outcome",
     "Recipe": "recipe",
     "TrainingResult": "conclusion",
-    "learn": "active_learning",
+    "learn": "active_learning.learn",
     "load_recipe": "recipe",
     "read_recipe_file": "recipe",
     "run_recipe": "run",

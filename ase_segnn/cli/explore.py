@@ -81,9 +81,12 @@ def explore(
             pressures=pressures,
             seed=seed,
         )
+    Console().print(_table(explored, lower))
+    if not explored.selected:
+        typer.echo("no frame is new: nothing is written")
+        return
     with written_whole(output) as temporary:
         ase.io.write(temporary, explored.selected, format="extxyz")
-    Console().print(_table(explored, lower))
     typer.echo(f"selected frames: {output}")
 
 

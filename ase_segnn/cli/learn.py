@@ -16,7 +16,7 @@ from ase_segnn.cli._options import check_outputs, name_of
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ase_segnn.training.active_learning import LearnResult
+    from ase_segnn.training import LearnResult
 
 
 @app.command()
@@ -69,7 +69,7 @@ def learn(
 ) -> None:
     """Learn a potential of STRUCTURES from a reference that labels frames of the potential's own dynamics."""
     try:
-        from ase_segnn.training.active_learning import LabelsNeeded, learn
+        from ase_segnn.training import LabelsNeeded, learn
         from ase_segnn.training.recipe import key_and_value, set_key
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("ase_segnn"):

@@ -18,8 +18,8 @@ from ase_segnn.model.committee import Committee
 from ase_segnn.potential_file import load_potential
 from ase_segnn.selection import select_frames
 
+from ..labeling.workers import n_cores
 from .rounds import Rung
-from .settings import n_cores
 from .tasks import run_tasks
 from .walks import Band, explore
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from ase_segnn.files import written_whole
 from ase_segnn.physics.dynamics import INTERVAL, langevin_run
 from ase_segnn.physics.verdicts import Verdict
 
-from .settings import n_cores
+from ..labeling.workers import n_cores
 from .tasks import run_tasks
 
 _EQUILIBRATION = 0.2  # of each run
@@ -107,7 +108,11 @@ def dynamics_part(
     atoms = ase.io.read(start, format="extxyz")
     assert isinstance(atoms, Atoms)
     calculator = SEGNNCalculator(Path(potential))
+    least = INTERVAL * math.ceil(1 + number / (1 - _EQUILIBRATION))
     run = langevin_run(calculator, atoms, temperature, steps=_MANY_STEPS, seconds=seconds, seed=seed, watch=keep)
+    if run.verdict.outcome != "failed" and len(seen) * stride * INTERVAL < least:  # which time did not allow
+        seen, stride = [], 1
+        run = langevin_run(calculator, atoms, temperature, steps=least, seed=seed, watch=keep)
     late = seen[max(1, round(_EQUILIBRATION * len(seen))) :]
     chosen = [late[k] for k in sorted({round(k) for k in np.linspace(0, len(late) - 1, number)})] if late else []
     for frame in chosen:

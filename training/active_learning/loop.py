@@ -19,6 +19,7 @@ from ase_segnn.quantities import LABELS, shown_errors
 
 from ..data import Frame
 from ..labeling import Attempt, Labelers, LabelFile, label_queue
+from ..labeling.workers import n_cores
 from .exploration import explore_and_select
 from .fits import fitted, raw_recipe
 from .folder import FRESH, LearnFolder
@@ -26,7 +27,7 @@ from .fresh import fresh_frames
 from .outcome import LearnResult, concluded_run
 from .plan import Plan
 from .rounds import Round
-from .settings import LearnSettings, n_cores
+from .settings import LearnSettings
 from .start import first_frames, isolated_atoms, next_frames
 from .tasks import run_tasks
 from .walks import Band
@@ -237,7 +238,7 @@ class Loop:
             self._tell(f"{name.replace('-', ' ')}, labeling{'' if attempt.atoms is not None else ', one failed'}")
 
         began = time.monotonic()
-        label_queue(queue, labels, self._failed, self._labelers, tell)
+        label_queue(queue, labels, self._failed, self._labelers, tell, gives_up=name != FRESH)
         self._labeling += time.monotonic() - began
         n_failed = len(self._failed.frames)
         logger.info("%s: %d labels, %d failed", name.replace("-", " "), len(labels.frames), n_failed)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from ..labeling.workers import n_cores
 from ..recipe import Count, Duration, PositiveFloat, PositiveInt, Section
 
 _FEWEST_LABELS = 30
@@ -129,12 +129,6 @@ class LearnSettings(Section):
     def n_members(self) -> int:
         """Number of potentials in the committee that explores."""
         return self.members or min(max(n_cores(), 2), 4)
-
-
-def n_cores() -> int:
-    """Return the number of cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _bounded(value: float, bounds: tuple[int, int]) -> int:

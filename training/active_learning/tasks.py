@@ -19,7 +19,7 @@ from typing import Any
 
 from ase_segnn.files import written_whole
 
-from .settings import n_cores
+from ..labeling.workers import n_cores
 
 _MODULE = "ase_segnn.training.active_learning.tasks"
 _LOOK = 0.2  # seconds between two looks at the processes
@@ -54,7 +54,7 @@ def run_tasks(tasks: Sequence[dict[str, Any]], folder: Path, on_wait: Callable[[
                 on_wait(_end(log, 1))
                 if process.poll() is None:
                     continue
-                del running[number]
+                _close(running.pop(number))
                 if process.returncode:
                     raise RuntimeError(
                         f"{tasks[number]['kind']} failed (exit {process.returncode}): {_end(log, _LAST_LINES)}; "
@@ -63,7 +63,7 @@ def run_tasks(tasks: Sequence[dict[str, Any]], folder: Path, on_wait: Callable[[
     finally:
         for process in running.values():
             process.kill()
-            process.wait()
+            _close(process)
 
 
 def _started(task: dict[str, Any], path: Path, threads: int) -> subprocess.Popen[bytes]:
@@ -74,6 +74,12 @@ def _started(task: dict[str, Any], path: Path, threads: int) -> subprocess.Popen
         return subprocess.Popen(
             [sys.executable, "-m", _MODULE, str(path)], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
         )
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def _end(path: Path, n_lines: int) -> str:

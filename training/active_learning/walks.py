@@ -89,10 +89,14 @@ def explore(
     ValueError
         If the constraints of a start cannot be kept, or it has no periodic cell for a pressure.
     """
+    if not starts:
+        raise ValueError("there is no structure to start from")
     for index, atoms in enumerate(starts):
         check_walk(atoms, f"start {index}", pressures)
     looking = SEGNNCalculator(committee)
     driving = [SEGNNCalculator(member) for member in committee.members]
+    for calculator in (looking, *driving):  # may be compiled now, which takes longer than many steps
+        calculator.get_property("forces", starts[0])
     courses = [_Course() for _ in temperatures]
     random = np.random.default_rng(seed)
     until, left = time.monotonic() + seconds, float("inf") if steps is None else steps
@@ -101,7 +105,8 @@ def explore(
         atoms = starts[int(random.integers(len(starts)))].copy()
         atoms.calc = driving[int(random.integers(len(driving)))]
         pressure = None if pressures is None else float(random.uniform(*pressures))
-        left -= _walk(atoms, courses[rung], looking, temperatures[rung], pressure, band, random, until)
+        most = int(min(_LONGEST_WALK, left))
+        left -= _walk(atoms, courses[rung], looking, temperatures[rung], pressure, band, random, until, most)
     rungs = [
         Rung(
             temperature=temperature,
@@ -143,8 +148,9 @@ def _walk(
     band: Band,
     random: np.random.Generator,
     until: float,
+    most: int,
 ) -> int:
-    """Walk once; return the number of steps."""
+    """Walk once, for so many steps at most; return the number of steps."""
     own_constraints = list(atoms.constraints)
     atoms.set_masses(np.maximum(atoms.get_masses(), _LEAST_MASS))
     masses = atoms.get_masses()[:, None]
@@ -179,7 +185,7 @@ def _walk(
     course.n_walks += 1
     n_steps, last, kept = 0, None, False
     with np.errstate(all="ignore"):
-        while n_steps < _LONGEST_WALK and time.monotonic() < until:
+        while n_steps < most and time.monotonic() < until:
             try:
                 dynamics.run(_INTERVAL)
                 n_steps += _INTERVAL

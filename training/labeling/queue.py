@@ -21,6 +21,8 @@ def label_queue(
     failed: LabelFile,
     labelers: Labelers,
     on_attempt: Callable[[Attempt], object] | None = None,
+    *,
+    gives_up: bool = True,
 ) -> None:
     """Label the structures of a queue that are in neither of two files, and append each to one of them.
 
@@ -33,11 +35,12 @@ def label_queue(
     failed : gets the structures without a label, with "reason" in ``info``
     labelers : that label
     on_attempt : called after each structure, for a progress bar
+    gives_up : whether it is an error if the first 10 structures of all get no label
 
     Raises
     ------
     ValueError
-        If an "id" is missing or occurs twice, or if the first 10 structures of all get no label.
+        If an "id" is missing or occurs twice, or if the first 10 structures of all get no label and `gives_up`.
     RuntimeError
         If no process of the reference can be started.
     OSError
@@ -57,7 +60,7 @@ def label_queue(
                 failed.append(bare)
             if on_attempt is not None:
                 on_attempt(attempt)
-            if not labels.frames and len(failed.frames) >= _FEWEST and _are_of(failed, numbers):
+            if gives_up and not labels.frames and len(failed.frames) >= _FEWEST:
                 raise ValueError(
                     f"{labelers.reference.description} labeled none of the first {len(failed.frames)} structures; "
                     f"failures: {tell_reasons(reasons_of(failed))}; look at the structures, or take another reference"
@@ -89,8 +92,3 @@ def _numbers(queue: Sequence[Atoms]) -> list[int]:
     if twice:
         raise ValueError(f"structures to label have an 'id' in info, each its own; {twice[0]} occurs twice")
     return numbers
-
-
-def _are_of(failed: LabelFile, numbers: Sequence[int]) -> bool:
-    """Whether no structure of an earlier queue failed, whose labels may be in another file."""
-    return {int(atoms.info["id"]) for atoms in failed.frames} <= set(numbers)

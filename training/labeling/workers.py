@@ -36,22 +36,14 @@ _REMEMBERED = 1000  # durations
 _MOST_BAD_STARTS = 3  # in a row, until the reference is given up
 _PATIENCE = 1.0  # seconds between two looks at the clock
 
-# What a process runs. It needs two modules of this package. The packages that they are in import torch and Lightning,
-# which takes many seconds, so that empty ones stand in for them until the modules are there. The folder in which a
-# program starts must not hide Python's own modules.
+# What a process runs. The folder in which a program starts must not hide Python's own modules.
 _MAIN = """
 import sys
 if sys.path and not sys.path[0]:
     del sys.path[0]
 import json
-from types import ModuleType
 sys.path[:] = json.loads(sys.argv[1])
-packages = {name: ModuleType(name) for name in ("ase_segnn.training", "ase_segnn.training.labeling")}
-packages["ase_segnn.training.labeling"].__path__ = [sys.argv[2]]
-sys.modules.update(packages)
 from ase_segnn.training.labeling.worker import main
-for name in packages:
-    del sys.modules[name]
 main()
 """
 
@@ -287,7 +279,7 @@ class _Place:
     @classmethod
     def here(cls, workers: int, log: Path | None) -> _Place:
         environment = dict(os.environ)
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, _n_cores() // workers)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // workers)))
         return cls(Path.cwd(), environment, None if log is None else log.absolute())
 
 
@@ -311,7 +303,7 @@ class _Process:
         self.began = time.monotonic()
         self._answers = answers
         self._lines: SimpleQueue[str | None] = SimpleQueue()
-        command = [sys.executable, "-c", _MAIN, json.dumps(sys.path), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", _MAIN, json.dumps(sys.path)]
         errors = Path(os.devnull) if place.log is None else place.log
         with errors.open("ab") as log:
             self._process = subprocess.Popen(
@@ -383,6 +375,7 @@ class _Process:
         self._answers.put((self, None))
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
+    """Return the number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
