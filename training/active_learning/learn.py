@@ -64,7 +64,8 @@ def learn(
         If there is no such reference, it cannot compute the structures, or a setting is not allowed or does not fit
         the run that is resumed; before any work.
     ValueError
-        If the reference fails for almost all structures.
+        If the reference fails for almost all structures, the run to resume is finished, or `labels_from` has none of
+        the frames that need labels.
     LabelsNeeded
         See `reference`.
 
@@ -82,12 +83,15 @@ def learn(
     else:
         given = {"name": Path(output).name, "reference": reference, **settings}
         chosen = checked(LearnSettings, given, "these settings")
+        chosen = chosen.model_copy(update={"members": chosen.n_members})  # also where a run is resumed with other cores
         structures = list(structures or [])
         _check(structures, chosen)
         if folder.settings_file.exists():
             folder.begin(chosen, structures)  # which raises
     with folder.reserved():
         if resume:
+            if folder.is_finished:
+                raise ValueError(f"the run in '{folder.path}' came to its end; start another one in another folder")
             chosen, structures = folder.resumed(changes)
             _check(structures, chosen)
         else:

@@ -206,10 +206,13 @@ class Loop:
 
     def _fresh_frames(self, potential: Path, seconds: float) -> list[Atoms]:
         settings, starts = self._settings, self._molecules()
-        random = np.random.default_rng(settings.seed)
+        if settings.pressures is None:
+            starts = list({atoms.get_chemical_formula(): atoms for atoms in sorted(starts, key=_hotness)}.values())
+        else:  # cells of all sizes
+            starts = [starts[k] for k in np.random.default_rng(settings.seed).permutation(len(starts))]
         return fresh_frames(
             potential,
-            [starts[k] for k in random.permutation(len(starts))],
+            starts,
             settings.rungs,
             settings.n_fresh,
             seconds=seconds,
@@ -249,11 +252,19 @@ class Loop:
         Raises
         ------
         LabelsNeeded
-            If there are none for these frames.
+            If there are none any more.
+        ValueError
+            If none of those that were given is for these frames.
         """
-        found = [(atoms, _labeled_as(atoms, self._labels_from or [])) for atoms in missing]
-        if not any(label is not None for _, label in found):
+        if self._labels_from is None:
             raise LabelsNeeded(missing)
+        given, self._labels_from = self._labels_from, None
+        found = [(atoms, _labeled_as(atoms, given)) for atoms in missing]
+        if not any(label is not None for _, label in found):
+            raise ValueError(
+                f"none of the {len(given)} labeled frames is one of the {len(missing)} that need labels, of the same "
+                f"atoms in the same order within {_SAME:g} Å; '{self._folder.path}' has them in queues"
+            )
         for atoms, label in found:
             if label is None:
                 atoms.info["reason"] = "no label among those that were given"
@@ -333,6 +344,11 @@ class Loop:
 
 def _is_quiet(found: Round) -> bool:
     return all(rung.n_seen >= _SEEN and rung.n_new <= _QUIET * rung.n_seen for rung in found.rungs)
+
+
+def _hotness(atoms: Atoms) -> float:
+    """Order frames of one formula by falling energy, so that the last is the most relaxed."""
+    return -float(atoms.get_potential_energy())
 
 
 def _joined(members: Sequence[Path], path: Path) -> Path:

@@ -23,7 +23,7 @@ from ..data.sources import sha256
 from ..folder import RunFiles, now, provenance_of
 from ..labeling import find_reference
 from ..recipe import Recipe
-from ..report.predictions import Predictions, predict_frames
+from ..report.predictions import predict_frames
 from ..report.rounds import rounds_sections
 from ..run import audited, settled
 from .fits import data_of, fitted, read_labels, recipe_of
@@ -87,7 +87,8 @@ def concluded_run(
     potential = members if settings.committee else load_potential(best)
     fresh = {rung: _of_rung(_read(folder.fresh), rung) for rung in settings.rungs}
     failed = {rung: _of_rung(_read(folder.failed), rung) for rung in settings.rungs}
-    errors = [_fresh_errors(rung, fresh[rung], failed[rung], potential, members) for rung in settings.rungs]
+    one, all_of_them = SEGNNCalculator(potential), SEGNNCalculator(members)
+    errors = [_fresh_errors(rung, fresh[rung], failed[rung], one, all_of_them) for rung in settings.rungs]
     sets = {f"own dynamics at {rung:g} K": frames for rung, frames in fresh.items() if frames}
     checksums = {path.name: sha256(path) for path in (folder.labels, folder.fresh) if path.is_file()}
     report = data.training.store.labels
@@ -140,16 +141,13 @@ def _with_card(recipe: Recipe, folder: LearnFolder, settings: LearnSettings, str
 
 
 def _fresh_errors(
-    rung: float,
-    frames: list[Atoms],
-    failed: list[Atoms],
-    potential: Potential | Committee,
-    members: Potential | Committee,
+    rung: float, frames: list[Atoms], failed: list[Atoms], one: SEGNNCalculator, committee: SEGNNCalculator
 ) -> FreshErrors:
     errors, expected = {}, None
     if frames:
-        errors = _predictions(potential, frames).errors()
-        deviations = _predictions(members, frames).forces_std
+        read = _reader(frames, "fresh")
+        errors = predict_frames(one, read()).errors()
+        deviations = predict_frames(committee, read()).forces_std
         expected = None if deviations is None else float(np.sqrt(np.mean(deviations**2) / 3))
     n_failed = sum(atoms.info["stage"] == FRESH for atoms in failed)
     return FreshErrors(temperature=rung, n_frames=len(frames), n_failed=n_failed, errors=errors, expected=expected)
@@ -168,7 +166,3 @@ def _reader(frames: Sequence[Atoms], name: str) -> Callable[[], Iterator[Frame]]
         return (Frame.from_atoms(atoms, f"{name}, label {atoms.info['id']}") for atoms in frames)
 
     return read
-
-
-def _predictions(potential: Potential | Committee, frames: Sequence[Atoms]) -> Predictions:
-    return predict_frames(SEGNNCalculator(potential), _reader(frames, "fresh")())

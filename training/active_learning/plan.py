@@ -13,6 +13,7 @@ _FINAL, _DYNAMICS = 0.45, 0.07  # shares of the time: final fit and check, dynam
 _OF_FIT = 0.6  # of the time of a round
 _WITHOUT_LIMIT = 3600.0  # seconds beside the labels
 _REPORT = 40.0  # seconds
+_MOST_OVERHEAD = 0.3  # of a round; that of the first has compiling in it, which does not come again
 _LEAST_SECONDS = 2.0
 
 
@@ -68,7 +69,8 @@ class Plan:
     def round_seconds(self) -> float:
         """Seconds of fit and exploration in the next round."""
         free = (1 - _FINAL) * self._without_labels - (self.used - self.labeling)
-        return free / max(1, self.n_rounds_left) - self.overhead
+        share = free / max(1, self.n_rounds_left)
+        return share - min(self.overhead, _MOST_OVERHEAD * share)
 
     @property
     def fit_seconds(self) -> float:
