@@ -239,26 +239,31 @@ def plan(**changes: Any) -> Plan:
 
 def test_the_plan_spends_the_time_and_no_more() -> None:
     """Following the plan to its end takes the time that was given."""
-    used, labeling, n = 10.0, 5.0, 30
+    used, labeling, n, rounds = 10.0, 5.0, 30, 0
     settings = LearnSettings(name="x", reference="emt", labels=300, max_time=1800.0)
     while (now := Plan(settings, 0.1, used, labeling, n)).n_next > 0:
-        used += now.fit_seconds + now.explore_seconds + 0.1 * now.n_next
+        used += now.fit_seconds + now.explore_seconds + 10.0 + 0.1 * now.n_next
         labeling += 0.1 * now.n_next
         n += now.n_next
+        rounds += 1
     assert n == 270
+    assert rounds == 6
     end = used + now.final_seconds + now.dynamics_seconds + 0.1 * settings.n_fresh
-    assert end == pytest.approx(1800 - 40)  # which are for the report
+    assert end == pytest.approx(1800 - 40 - 10)  # which are for the report and the start of processes
     assert now.final_seconds > 0.3 * 1800
 
 
-def test_the_plan_stops_labels_when_time_is_short() -> None:
-    assert plan().n_next == 15
+def test_the_plan_has_fewer_rounds_and_labels_when_time_is_short() -> None:
+    assert (plan().n_rounds_left, plan().n_next) == (6, 13)
+    assert plan(settings={"max_time": 300.0}).n_rounds_left == 3
+    assert plan(settings={"max_time": 300.0}).n_next == 32
     assert plan(used=1700.0).n_next == 0
     assert plan(cost=60.0, n_labels=200, settings={"max_time": 40_000.0}, used=20_000.0, labeling=18_000.0).n_next > 0
     slow = plan(cost=600.0, settings={"max_time": None})
     assert slow.max_time == 3600 + 600 * 300
     assert plan(cost=600.0, settings={"max_time": None, "workers": 4}).max_time == 3600 + 600 * 300 / 4
     assert plan(n_labels=265).n_next == 5
+    assert plan(n_labels=270).n_next == 0
 
 
 # ---- data

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,8 @@ class Loop:
             LabelFile(path) for path in (folder.labels, folder.failed, folder.fresh)
         )
         self._labelers: Labelers | None = None
-        self._labeling = self._overhead = 0.0
+        self._labeling = 0.0
+        self._overheads: list[float] = []  # of rounds, the first with compiling in it
         for file in (self._labels, self._failed, self._fresh):
             self._labeling += sum(float(atoms.info.get("seconds", 0.0)) for atoms in file.frames) / settings.workers
         self._errors = ""
@@ -176,7 +178,7 @@ class Loop:
             if not selected and not _is_quiet(found):  # every walk broke at once
                 selected = next_frames(self._molecules(), plan.n_next, self._settings.temperatures[1], number)
             self._folder.put_queue(stage, selected)
-            self._overhead = max(0.0, time.monotonic() - began - plan.fit_seconds - plan.explore_seconds)
+            self._overheads.append(max(0.0, time.monotonic() - began - plan.fit_seconds - plan.explore_seconds))
             self._told_round(found)
         self._stage(stage, list)
         return known[number]
@@ -306,14 +308,14 @@ class Loop:
 
     def _plan(self) -> Plan:
         known = [atoms.info["seconds"] for atoms in self._labels.frames if "seconds" in atoms.info]
-        return Plan(
+        plan = Plan(
             self._settings,
             cost=float(np.median(known)) if known else 0.0,
             used=self._folder.seconds,
             labeling=self._labeling,
             n_labels=len(self._labels.frames),
-            overhead=self._overhead,
         )
+        return replace(plan, overhead=min(self._overheads)) if self._overheads else plan
 
     def _molecules(self) -> list[Atoms]:
         """Labeled frames of two atoms or more."""

@@ -60,7 +60,7 @@ class LearnResult:
         lines = [f"{verdict.name}: {verdict.outcome}. {verdict.statement}" for verdict in self.verdicts]
         for each in self.fresh:
             errors = ", ".join(shown_errors(each.errors, ("energy_per_atom", *LABELS)))
-            lines.append(f"fresh frames at {each.temperature:g} K: RMSE {errors or 'unknown, no frame has a label'}")
+            lines.append(f"fresh frames at {each.temperature:.0f} K: RMSE {errors or 'unknown, no frame has a label'}")
         return lines
 
 
@@ -89,7 +89,7 @@ def concluded_run(
     failed = {rung: _of_rung(_read(folder.failed), rung) for rung in settings.rungs}
     one, all_of_them = SEGNNCalculator(potential), SEGNNCalculator(members)
     errors = [_fresh_errors(rung, fresh[rung], failed[rung], one, all_of_them) for rung in settings.rungs]
-    sets = {f"own dynamics at {rung:g} K": frames for rung, frames in fresh.items() if frames}
+    sets = {f"own dynamics at {rung:.0f} K": frames for rung, frames in fresh.items() if frames}
     checksums = {path.name: sha256(path) for path in (folder.labels, folder.fresh) if path.is_file()}
     report = data.training.store.labels
     training = concluded(

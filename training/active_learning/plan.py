@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from .settings import LearnSettings
 
-_GROWTH = 0.5  # labels of a round, as a share of those before
+_GROWTH = 0.5  # labels of a round, as a share of those before, if there is time for so many rounds
 _FEWEST = 10  # labels of a round
 _FINAL, _DYNAMICS = 0.45, 0.07  # shares of the time: final fit and check, dynamics of the check
 _OF_FIT = 0.6  # of the time of a round
 _WITHOUT_LIMIT = 3600.0  # seconds beside the labels
 _REPORT = 40.0  # seconds
-_MOST_OVERHEAD = 0.3  # of a round; that of the first has compiling in it, which does not come again
+_TIMES_OVERHEAD, _MOST_OVERHEAD = 4.0, 0.5  # a round takes as many times its overhead; of a round
 _LEAST_SECONDS = 2.0
 
 
@@ -36,7 +36,7 @@ class Plan:
     used: float
     labeling: float
     n_labels: int
-    overhead: float = 0.0
+    overhead: float = 10.0
 
     @property
     def max_time(self) -> float:
@@ -50,26 +50,28 @@ class Plan:
 
     @property
     def n_rounds_left(self) -> int:
-        """Number of rounds until there are enough labels."""
-        n, rounds = self.n_labels, 0
-        while n < self.n_learned:
-            n += max(_FEWEST, round(_GROWTH * n))
-            rounds += 1
-        return rounds
+        """Number of rounds until there are enough labels: each adds half as many as there are, in short runs more."""
+        if self.n_labels >= self.n_learned:
+            return 0
+        enough = math.ceil(math.log(self.n_learned / max(1, self.n_labels)) / math.log(1 + _GROWTH))
+        worthwhile = math.floor(self._for_rounds / max(_TIMES_OVERHEAD * self.overhead, 1e-9))
+        return max(1, min(enough, worthwhile))
 
     @property
     def n_next(self) -> int:
         """Number of labels for the next round: as many as are left and as time allows, none when it is spent."""
-        wanted = min(max(_FEWEST, round(_GROWTH * self.n_labels)), self.n_learned - self.n_labels)
+        if self.n_rounds_left == 0 or self.round_seconds <= _LEAST_SECONDS:
+            return 0
+        growth: float = (self.n_learned / max(1, self.n_labels)) ** (1 / self.n_rounds_left) - 1
+        wanted = min(max(_FEWEST, round(growth * self.n_labels)), self.n_learned - self.n_labels)
         left = self.max_time - self.used - self._final - self.seconds_of(self.settings.n_fresh)
         affordable = math.floor(left / max(self.seconds_of(1), 1e-9))
-        return max(0, min(wanted, affordable)) if self.round_seconds > _LEAST_SECONDS else 0
+        return max(0, min(wanted, affordable))
 
     @property
     def round_seconds(self) -> float:
         """Seconds of fit and exploration in the next round."""
-        free = (1 - _FINAL) * self._without_labels - (self.used - self.labeling)
-        share = free / max(1, self.n_rounds_left)
+        share = self._for_rounds / max(1, self.n_rounds_left)
         return share - min(self.overhead, _MOST_OVERHEAD * share)
 
     @property
@@ -100,6 +102,10 @@ class Plan:
     @property
     def _without_labels(self) -> float:
         return max(_LEAST_SECONDS, self.max_time - self.seconds_of(self.settings.labels))
+
+    @property
+    def _for_rounds(self) -> float:
+        return (1 - _FINAL) * self._without_labels - (self.used - self.labeling)
 
     @property
     def _report(self) -> float:
