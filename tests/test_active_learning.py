@@ -21,9 +21,9 @@ from ase.constraints import FixAtoms
 from labeled import labeled_clusters, tiny_potential
 from typer.testing import CliRunner
 
-from ase_segnn import Committee, SEGNNCalculator, load_potential, save_potential
+from ase_segnn import Committee, SEGNNCalculator, save_potential
 from ase_segnn.cli import app
-from ase_segnn.potential_file import Provenance
+from ase_segnn.potential_file import Provenance, read_header
 from ase_segnn.training import LabelsNeeded, learn
 from ase_segnn.training.active_learning.exploration import explore_and_select
 from ase_segnn.training.active_learning.fits import data_of, recipe_of
@@ -290,38 +290,6 @@ def quick(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_run_from_a_structure_to_a_tested_potential(tmp_path: Path, reference: str) -> None:
-    told: list[str] = []
-    result = learn(
-        [cluster()], reference, output=tmp_path / "run", on_change=lambda what, _: told.append(what), **quick()
-    )
-    run = tmp_path / "run"
-    labels, fresh = (list(ase.io.iread(run / f"{name}.xyz")) for name in ("labels", "fresh"))
-    assert len(labels) + len(fresh) <= 30
-    assert len(fresh) == 10
-    ids = [atoms.info["id"] for atoms in (*labels, *fresh)]
-    assert len(set(ids)) == len(ids)
-    for atoms in labels:
-        expected = LennardJones(sigma=2.3, epsilon=0.1, rc=6.0).get_property("forces", Atoms(atoms))
-        np.testing.assert_allclose(atoms.get_forces(), expected, atol=1e-6)
-    known = {tuple(atoms.positions.ravel().round(6)) for atoms in labels}
-    assert not any(tuple(atoms.positions.ravel().round(6)) in known for atoms in fresh)
-    assert {each.temperature for each in result.fresh} == {50.0, pytest.approx(70.71, abs=0.01), 100.0}
-    assert set(result.training.errors) >= {"validation", "own dynamics at 50 K"}
-    # the errors are those of the potential in the file
-    (potential,) = run.glob("*.safetensors")
-    assert load_potential(potential).elements == ("Ne", "Ar")
-    card = (run / "run.md").read_text()
-    assert "reference.py:cheap (LennardJones)" in card
-    assert "Learned for " in card
-    assert any("exploring" in what for what in told)
-    state = json.loads((run / "state.json").read_text())
-    assert state["finished"]
-    with pytest.raises(FileExistsError, match="holds a run already; resume it with --resume, or choose another"):
-        learn([cluster()], reference, output=run, **quick())
-
-
-@pytest.mark.slow
 def test_labels_made_elsewhere(tmp_path: Path) -> None:
     """A run without a reference stops for labels and goes on with them, whatever their order and names."""
     run = tmp_path / "run"
@@ -420,6 +388,24 @@ def test_a_run_that_is_killed_at_random_moments_keeps_its_labels_and_ends(tmp_pa
         assert now.startswith(kept[: kept.rfind(b"\n") + 1])
         kept = now
         time.sleep(0.2)
-    assert json.loads((tmp_path / "cluster" / "state.json").read_text())["finished"]
-    ids = [atoms.info["id"] for atoms in ase.io.iread(labels)]
-    assert len(set(ids)) == len(ids)
+    run = tmp_path / "cluster"
+    assert json.loads((run / "state.json").read_text())["finished"]
+    learned, fresh = (list(ase.io.iread(run / f"{name}.xyz")) for name in ("labels", "fresh"))
+    ids = [atoms.info["id"] for atoms in (*learned, *fresh)]
+    assert len(set(ids)) == len(ids) <= 30
+    assert len(fresh) == 10
+    for atoms in learned:
+        expected = LennardJones(sigma=2.3, epsilon=0.1, rc=6.0).get_property("forces", Atoms(atoms))
+        np.testing.assert_allclose(atoms.get_forces(), expected, atol=1e-6)
+    known = {tuple(atoms.positions.ravel().round(6)) for atoms in learned}
+    assert not any(tuple(atoms.positions.ravel().round(6)) in known for atoms in fresh)
+    header = read_header(run / "cluster.safetensors")
+    assert set(header.provenance.errors) >= {"validation", "own dynamics at 50 K", "own dynamics at 100 K"}
+    card = (run / "cluster.md").read_text()
+    assert "reference.py:cheap (LennardJones)" in card
+    assert "Learned for ArNeArNeAr" in card or "Learned for Ar3Ne2" in card
+    assert "Fresh frames" in (run / "report.html").read_text()
+    again = CliRunner().invoke(app, ["learn", str(run), "--resume"])
+    assert "came to its end; start another one in another folder" in again.output
+    with pytest.raises(FileExistsError, match="holds a run already; resume it with --resume, or choose another"):
+        learn([cluster()], reference, output=run, **quick())

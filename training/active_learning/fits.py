@@ -27,7 +27,6 @@ from .settings import LearnSettings
 logger = logging.getLogger(__name__)
 
 _VALIDATED, _FIRST = 10, 4  # each tenth label is for validation, from which place on
-_RATES_AGAIN = 0.3  # of the learning rates, for weights that have learned before
 _OF_ERRORS = "validation_"
 
 
@@ -119,9 +118,6 @@ def fit_member(labels: Path, raw: dict[str, Any], start: Path | None, folder: Pa
         assert not isinstance(before, Committee)
         shortest = data.training.shortest_distances()
         potential = start_from(before, (), {}, shortest_distances=shortest).requires_grad_(True)
-        optimization = recipe.optimization
-        rates = {name: _RATES_AGAIN * getattr(optimization, name) for name in ("learning_rate", "muon_learning_rate")}
-        recipe = recipe.model_copy(update={"optimization": optimization.model_copy(update=rates)})
     module = PotentialModule(potential, data.training, data.validation, recipe)
     result = fit(module, recipe, folder, resume=(folder / CHECKPOINT).is_file())
     with written_whole(output.with_suffix(".json")) as path:
