@@ -71,7 +71,8 @@ def test_a_ladder_has_equal_ratios() -> None:
     assert ladder(300, 300) == [300]
     rungs = np.array(ladder(300, 1500))
     assert len(rungs) == 5
-    np.testing.assert_allclose(rungs[1:] / rungs[:-1], 5**0.25)
+    np.testing.assert_allclose(rungs[1:] / rungs[:-1], 5**0.25, rtol=0.01)
+    assert ladder(300, 301) == [300, 301]
     with pytest.raises(ValueError, match="go from cold to hot, got 600:300"):
         ladder(600, 300)
 

@@ -185,7 +185,11 @@ def test_labels_of_a_command_that_was_ended_are_kept(folder: Path, number: signa
     Path("slow").touch()
     arguments = ("first.xyz", "second.xyz", "--reference", "reference.py:make_calculator", "--workers", "2")
     program = [sys.executable, "-m", "ase_segnn", "label", *arguments]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as session:
+
+    def heed_interruptions() -> None:  # also where the tests run in the background of a shell, which has them ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interruptions) as session:  # noqa: PLW1509
         end = time.monotonic() + 120
         while not (folder / "labels.xyz").exists() or (folder / "labels.xyz").read_text().count("config_type") < 3:
             assert time.monotonic() < end

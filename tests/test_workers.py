@@ -24,7 +24,7 @@ from labeled import labeled_clusters
 
 from ase_segnn.training.labeling import Attempt, Labelers, LabelFile, label_queue
 from ase_segnn.training.labeling.worker import _set_apart, decoded, encoded
-from ase_segnn.training.labeling.workers import _n_cores, _Place
+from ase_segnn.training.labeling.workers import _Place, n_cores
 
 REFERENCE = """
 import os, random, subprocess, sys, time
@@ -177,13 +177,9 @@ def test_failures_have_reasons_and_leave_no_process_behind(reference: str, tmp_p
     assert all(is_gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
-# The packages are empty ones here, because the whole of them takes many seconds to import.
 PARENT_PROGRAM = """
 import sys
-from types import ModuleType
 from ase import Atoms
-package = sys.modules["ase_segnn.training"] = ModuleType("ase_segnn.training")
-package.__path__ = [sys.argv[2]]
 from ase_segnn.training.labeling import Labelers
 
 hanging = Atoms("Ar2", [[0, 0, 0], [0, 0, 2.6]])
@@ -195,8 +191,7 @@ with Labelers(sys.argv[1]) as labelers:  # a program without a guard of its main
 
 @needs_proc
 def test_processes_end_with_a_parent_that_is_killed(reference: str, tmp_path: Path) -> None:
-    folder = Path(sys.modules[Labelers.__module__].__file__ or "").parents[1]
-    with subprocess.Popen([sys.executable, "-c", PARENT_PROGRAM, reference, str(folder)]) as program:
+    with subprocess.Popen([sys.executable, "-c", PARENT_PROGRAM, reference]) as program:
         wait_for((tmp_path / "pids").exists)
         pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
         assert not any(map(is_gone, pids))
@@ -318,7 +313,7 @@ def test_threads_share_the_cores_unless_the_user_says_otherwise(monkeypatch: pyt
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert _Place.here(1, None).environment["OMP_NUM_THREADS"] == "7"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert _Place.here(1, None).environment["OMP_NUM_THREADS"] == str(_n_cores())
+    assert _Place.here(1, None).environment["OMP_NUM_THREADS"] == str(n_cores())
     assert _Place.here(10**6, None).environment["OMP_NUM_THREADS"] == "1"
 
 

@@ -90,6 +90,7 @@ class Loop:
         for file in (self._labels, self._failed, self._fresh):
             self._labeling += sum(float(atoms.info.get("seconds", 0.0)) for atoms in file.frames) / settings.workers
         self._errors = ""
+        self._ends: float | None = None  # seconds, once the cost of a label is known
 
     def perform(self) -> LearnResult:
         """Perform all stages that are not done yet."""
@@ -111,6 +112,7 @@ class Loop:
     def _perform(self) -> LearnResult:
         self._start()
         plan = self._plan()
+        self._ends = plan.max_time
         logger.info("plan: %s", plan.told())
         number, quiet = 1, 0
         while quiet < _QUIET_ROUNDS and (self._folder.queue(f"round-{number}") is not None or plan.n_next > 0):
@@ -340,8 +342,10 @@ class Loop:
     def _tell(self, what: str) -> None:
         labels = f"{len(self._labels.frames) + len(self._fresh.frames)} of {self._settings.labels} labels"
         failed = f", {len(self._failed.frames)} failed" if self._failed.frames else ""
+        seconds = self._folder.seconds
+        left = "" if self._ends is None else f"; {max(0.0, self._ends - seconds) / 60:.0f} min left"
         self._folder.note_time()
-        self._on_change(f"{what}; {labels}{failed}{self._errors}", self._folder.seconds)
+        self._on_change(f"{what}; {labels}{failed}{self._errors}{left}", seconds)
 
     def _told_round(self, found: Round) -> None:
         errors = ", ".join(shown_errors(found.errors, ("energy_per_atom", *LABELS)))

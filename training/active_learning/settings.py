@@ -39,9 +39,9 @@ def parse_range(value: Any) -> Any:
 
 
 def ladder(coldest: float, hottest: float) -> list[float]:
-    """Return temperatures at equal ratios, of 1.5 or less if five of them allow, from cold to hot.
+    """Return temperatures at equal ratios, of 1.5 or less if five of them allow, from cold to hot, in whole K between.
 
-    >>> [round(rung) for rung in ladder(300, 600)]
+    >>> ladder(300, 600)
     [300, 424, 600]
 
     Raises
@@ -52,7 +52,8 @@ def ladder(coldest: float, hottest: float) -> list[float]:
     if not 0 < coldest <= hottest:
         raise ValueError(f"temperatures are positive and go from cold to hot, got {coldest:g}:{hottest:g}")
     n = 1 if hottest == coldest else min(_MOST_RUNGS, 1 + math.ceil(math.log(hottest / coldest) / math.log(_RATIO)))
-    return [coldest * (hottest / coldest) ** (k / max(1, n - 1)) for k in range(n)]
+    between = [float(round(coldest * (hottest / coldest) ** (k / (n - 1)))) for k in range(1, n - 1)]
+    return [coldest, *between, *([hottest] if n > 1 else [])]
 
 
 _Temperatures = Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(parse_range)]

@@ -62,9 +62,10 @@ def explore(
     """Walk from trusted frames until time is up, and keep the frames between the bounds.
 
     A walk is Langevin dynamics of one member of the committee, or dynamics at a random pressure of a range. Every 10 fs
-    the whole committee looks at the frame. The walk ends beyond the upper bound, where the structure breaks, and after
-    2 ps; the next one begins at another start, with another member, at the temperature that had the fewest steps. The
-    last frame before a walk breaks counts as found whatever its deviation, because what follows is unknown.
+    the whole committee looks at the frame. The walk ends beyond the upper bound, where the structure breaks, after 2
+    ps, and after an equal share of the time for each temperature. The next one begins at another start, with another
+    member, at the temperature that had the fewest steps. The last frame before a walk breaks counts as found whatever
+    its deviation, because what follows is unknown.
 
     All masses are at least 12 u, which allows for steps of 2 fs and changes nothing in which positions are likely.
 
@@ -106,7 +107,8 @@ def explore(
         atoms.calc = driving[int(random.integers(len(driving)))]
         pressure = None if pressures is None else float(random.uniform(*pressures))
         most = int(min(_LONGEST_WALK, left))
-        left -= _walk(atoms, courses[rung], looking, temperatures[rung], pressure, band, random, until, most)
+        end = min(until, time.monotonic() + seconds / len(temperatures))  # so that there is time for all temperatures
+        left -= _walk(atoms, courses[rung], looking, temperatures[rung], pressure, band, random, end, most)
     rungs = [
         Rung(
             temperature=temperature,
