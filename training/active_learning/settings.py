@@ -42,7 +42,7 @@ def ladder(coldest: float, hottest: float) -> list[float]:
     """Return temperatures at equal ratios, of 1.5 or less if five of them allow, from cold to hot, in whole K between.
 
     >>> ladder(300, 600)
-    [300, 424, 600]
+    [300.0, 424.0, 600.0]
 
     Raises
     ------
@@ -53,7 +53,7 @@ def ladder(coldest: float, hottest: float) -> list[float]:
         raise ValueError(f"temperatures are positive and go from cold to hot, got {coldest:g}:{hottest:g}")
     n = 1 if hottest == coldest else min(_MOST_RUNGS, 1 + math.ceil(math.log(hottest / coldest) / math.log(_RATIO)))
     between = [float(round(coldest * (hottest / coldest) ** (k / (n - 1)))) for k in range(1, n - 1)]
-    return [coldest, *between, *([hottest] if n > 1 else [])]
+    return [float(coldest), *between, *([float(hottest)] if n > 1 else [])]
 
 
 _Temperatures = Annotated[tuple[PositiveFloat, PositiveFloat], BeforeValidator(parse_range)]
