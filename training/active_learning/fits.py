@@ -27,6 +27,8 @@ from .settings import LearnSettings
 logger = logging.getLogger(__name__)
 
 _VALIDATED, _FIRST = 10, 4  # each tenth label is for validation, from which place on
+# In the same time, steps of a single frame learn less.
+_FRAMES, _MOST_EDGES = 5, 1000  # of a step
 _OF_ERRORS = "validation_"
 
 
@@ -109,6 +111,11 @@ def fit_member(labels: Path, raw: dict[str, Any], start: Path | None, folder: Pa
     recipe = _recipe(raw, labels)
     frames = read_labels(labels)
     data = data_of(frames, recipe, recipe.network.cutoff, folder)
+    if recipe.optimization.batch_edges is None:
+        subset = data.training
+        edges = round(_FRAMES * float(subset.store.n_edges[subset.indices].mean()))
+        optimization = recipe.optimization.model_copy(update={"batch_edges": max(1, min(_MOST_EDGES, edges))})
+        recipe = recipe.model_copy(update={"optimization": optimization})
     recipe = settled(recipe, data)
     torch.manual_seed(recipe.seed)
     if start is None:

@@ -40,10 +40,9 @@ _GENERATIONS = 3  # of start frames, each moved along the forces of the one befo
 _LOWER, _UPPER = 0.1, 10.0  # of the root mean square force component; of the lower bound
 _QUIET, _SEEN = 0.01, 50  # share of new frames, and frames looked at, with which a rung is quiet
 _QUIET_ROUNDS = 2  # in a row, until the run ends
-# Edges of five frames of a molecule per step: in the same time smaller steps learn less. Weights are those of the end,
-# where validation frames are looked at once: they are few and hard, and best after a few epochs, when the errors in
-# dynamics are still three times as large.
-_BATCH_EDGES, _ONLY_AT_THE_END = 1000, 10**6
+# Weights are those of the end, where validation frames are looked at once: they are few and hard, and best after a few
+# epochs, when the errors in dynamics are still three times as large.
+_ONLY_AT_THE_END = 10**6  # epochs between validations
 _SAME = 1e-3  # Å, of positions written and read by other programs
 
 
@@ -294,7 +293,7 @@ class Loop:
         tasks = []
         for member, output in enumerate(outputs):
             before = self._folder.work / f"round-{number - 1}" / output.name
-            optimization = {"batch_edges": _BATCH_EDGES, **raw.get("optimization", {}), "max_time": seconds / n_turns}
+            optimization = {**raw.get("optimization", {}), "max_time": seconds / n_turns}
             recipe = {
                 "validate_every": _ONLY_AT_THE_END,
                 **raw,
