@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,6 +59,28 @@ def make_calculator(
         max_deviation=max_deviation,
         on_deviation="warn" if max_deviation is None else "stop",
     )
+
+
+@contextmanager
+def with_extra_train(what: str) -> Iterator[None]:
+    """Say what to install if an import inside the block lacks a package of the extra "train".
+
+    Parameters
+    ----------
+    what : needs it, for the message
+
+    Raises
+    ------
+    ImportError
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("ase_segnn"):
+            raise
+        raise ImportError(
+            f'{what} needs the extra packages of: pip install "ase-segnn[train]" (missing: {error.name})'
+        ) from error
 
 
 def single_potential(potential: str, member: int | None, dtype: DType) -> tuple[Path, Potential, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._options import ForceOption, check_outputs
+from ase_segnn.cli._options import ForceOption, check_outputs, with_extra_train
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,17 +45,11 @@ def explore(
     from ase_segnn.potential_file import load_potential
     from ase_segnn.structures import read_named
 
-    try:
+    with with_extra_train("exploration"):
         from ase_segnn.training.active_learning.exploration import explore_and_select
         from ase_segnn.training.active_learning.settings import ladder, parse_range
         from ase_segnn.training.active_learning.walks import Band
         from ase_segnn.training.recipe import parse_duration
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("ase_segnn"):
-            raise
-        raise ImportError(
-            f'exploration needs the extra packages of: pip install "ase-segnn[train]" (missing: {error.name})'
-        ) from error
 
     check_outputs([output], force=force)
     temperatures = ladder(*parse_range(temperature))

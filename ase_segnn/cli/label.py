@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._options import ForceOption, check_outputs
+from ase_segnn.cli._options import ForceOption, check_outputs, with_extra_train
 
 if TYPE_CHECKING:
     from ase_segnn.training.labeling import LabeledFrames
@@ -46,15 +46,9 @@ def label(
 
     from ase_segnn.structures import read_named
 
-    try:
+    with with_extra_train("labeling"):
         from ase_segnn.training.labeling import LabelOutputs, label_frames
         from ase_segnn.training.recipe import parse_duration
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("ase_segnn"):
-            raise
-        raise ImportError(
-            f'labeling needs the extra packages of: pip install "ase-segnn[train]" (missing: {error.name})'
-        ) from error
     outputs = LabelOutputs(output)
     check_outputs([outputs.labels, outputs.failed, outputs.origin], force=True)  # their folder; the rest is the next's
     outputs.check(resume=resume, overwrite=force)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._options import check_outputs, name_of
+from ase_segnn.cli._options import check_outputs, name_of, with_extra_train
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -68,15 +68,9 @@ def learn(
     ] = None,
 ) -> None:
     """Learn a potential of STRUCTURES from a reference that labels frames of the potential's own dynamics."""
-    try:
+    with with_extra_train("training"):
         from ase_segnn.training import LabelsNeeded, learn
         from ase_segnn.training.recipe import key_and_value, set_key
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("ase_segnn"):
-            raise
-        raise ImportError(
-            f'training needs the extra packages of: pip install "ase-segnn[train]" (missing: {error.name})'
-        ) from error
     from ase_segnn.structures import read_named
 
     resume = resume or labels_from is not None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ase_segnn.cli._app import app
-from ase_segnn.cli._options import ForceOption, name_of
+from ase_segnn.cli._options import ForceOption, name_of, with_extra_train
 
 if TYPE_CHECKING:
     from ase_segnn.training.particles import ParticleResult
@@ -51,15 +51,9 @@ def train(
     force: ForceOption = False,
 ) -> None:
     """Train a potential; potential file, model card, report, audit of the data and checkpoint go to one folder."""
-    try:
+    with with_extra_train("training"):
         from ase_segnn.training import TrainingResult, read_recipe_file, run_recipe
         from ase_segnn.training.recipe import Recipe, key_and_value, make_recipe, set_key
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("ase_segnn"):
-            raise
-        raise ImportError(
-            f'training needs the extra packages of: pip install "ase-segnn[train]" (missing: {error.name})'
-        ) from error
     recipe = _only_recipe(recipes or [], data or [], test or [])
     if recipe is not None and not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe '{recipe}'")
