@@ -23,7 +23,7 @@ from .rounds import Rung
 from .tasks import run_tasks
 from .walks import Band, explore
 
-_MOST_FOUND = 1000  # frames at one temperature that are looked at once more
+_FEWEST_FOUND, _TIMES_SELECTED = 200, 8  # frames at one temperature that are looked at once more, so many per selected
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ def explore_and_select(
     seconds: float,
     folder: Path,
     pressures: tuple[float, float] | None = None,
+    fill_up: bool = False,
     seed: int = 0,
     on_wait: Callable[[str], object] = lambda _: None,
 ) -> Explored:
@@ -59,6 +60,7 @@ def explore_and_select(
     number : of frames to select, at most
     seconds : of the walks
     folder : for the files of the processes
+    fill_up : select frames that are not new as well where there are too few new ones
     seed : of the walks
     on_wait : see `ase_segnn.training.active_learning.tasks.run_tasks`
 
@@ -88,6 +90,8 @@ def explore_and_select(
             "lower": band.lower,
             "upper": band.upper,
             "seconds": seconds,
+            "most": max(_FEWEST_FOUND, _TIMES_SELECTED * number // len(temperatures)) // len(outputs),
+            "fill_up": fill_up,
             "seed": [seed, part],
             "output": str(output),
         }
@@ -98,6 +102,8 @@ def explore_and_select(
     rungs = [_together([Rung.model_validate(part[k]) for part in parts]) for k in range(len(temperatures))]
     found = [atoms for output in outputs if output.stat().st_size for atoms in ase.io.iread(output, ":")]
     selected = _select(members, found, rungs, band, number)
+    for atoms in selected:
+        del atoms.info["new"]
     rungs = [rung.model_copy(update={"n_selected": sum(_is_of(atoms, rung) for atoms in selected)}) for rung in rungs]
     return Explored(selected, rungs)
 
@@ -110,21 +116,36 @@ def explore_part(
     lower: float,
     upper: float,
     seconds: float,
+    most: int,
+    fill_up: bool,
     seed: Any,
     output: str,
 ) -> None:
-    """Explore in this process; write the frames that were found, and beside them the facts about the rungs."""
+    """Explore in this process; write the most candidates per rung that are wanted, and beside them the facts."""
     members = load_potential(Path(committee))
     assert isinstance(members, Committee)
     structures = list(ase.io.iread(starts, ":", format="extxyz"))
     rungs, found = explore(
         members, structures, temperatures, Band(lower, upper), seconds=seconds, pressures=pressures, seed=seed
     )
+    candidates = [atoms for atoms in found if fill_up or atoms.info["new"]]
+    thinned = [atoms for rung in rungs for atoms in _thinned([x for x in candidates if _is_of(x, rung)], most)]
     path = Path(output)
     with written_whole(path) as temporary:
-        ase.io.write(temporary, found, format="extxyz")
+        ase.io.write(temporary, thinned, format="extxyz")
     with written_whole(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps([rung.model_dump() for rung in rungs]), encoding="utf-8")
+
+
+def _thinned(frames: list[Atoms], most: int) -> list[Atoms]:
+    """Return so many frames at most: half of them those that deviate most, the others at equal distances in time."""
+    if len(frames) <= most:
+        return frames
+    by_deviation = sorted(range(len(frames)), key=lambda index: -frames[index].info["deviation"])
+    deviating, others = by_deviation[: most // 2], sorted(by_deviation[most // 2 :])
+    n_others = most - len(deviating)
+    spread = [others[k * len(others) // n_others] for k in range(n_others)]
+    return [frames[index] for index in sorted([*deviating, *spread])]
 
 
 def _together(parts: Sequence[Rung]) -> Rung:
@@ -147,11 +168,10 @@ def _select(
     selected: list[Atoms] = []
     for place, frames in enumerate(by_rung):
         quota = round((number - len(selected)) / (len(by_rung) - place))
-        thinned = frames[:: 1 + len(frames) // _MOST_FOUND]
-        if quota < 1 or not thinned:
+        if quota < 1 or not frames:
             continue
-        chosen = select_frames(calculator, thinned, quota, max_deviation=band.upper).indices
-        selected += [thinned[index] for index in chosen]
+        chosen = select_frames(calculator, frames, quota, max_deviation=band.upper).indices
+        selected += [frames[index] for index in chosen]
     return selected
 
 

@@ -163,6 +163,7 @@ class Loop:
                 plan.n_next,
                 seconds=plan.explore_seconds,
                 pressures=self._settings.pressures,
+                fill_up=True,
                 folder=self._folder.work / stage / "explore",
                 seed=self._settings.seed + number,
                 on_wait=lambda _: self._tell(f"round {number}, exploring"),

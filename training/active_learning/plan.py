@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from .settings import LearnSettings
 
-_GROWTH = 0.5  # labels of a round, as a share of those before, if there is time for so many rounds
+_GROWTH = 1.0  # labels of a round, as a share of those before, if there is time for so many rounds
 _FEWEST = 10  # labels of a round
-_FINAL, _DYNAMICS = 0.45, 0.07  # shares of the time: final fit and check, dynamics of the check
-_OF_FIT = 0.6  # of the time of a round
+_FINAL, _DYNAMICS = 0.6, 0.07  # shares of the time: final fit and check, dynamics of the check
+_OF_FIT = 0.7  # of the time of a round
 _WITHOUT_LIMIT = 3600.0  # seconds beside the labels
 _REPORT = 40.0  # seconds
 _TIMES_OVERHEAD, _MOST_OVERHEAD = 4.0, 0.5  # a round takes as many times its overhead; of a round
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def n_rounds_left(self) -> int:
-        """Number of rounds until there are enough labels: each adds half as many as there are, in short runs more."""
+        """Number of rounds until there are enough labels: each doubles them, in short runs more."""
         if self.n_labels >= self.n_learned:
             return 0
         enough = math.ceil(math.log(self.n_learned / max(1, self.n_labels)) / math.log(1 + _GROWTH))

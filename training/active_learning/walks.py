@@ -59,13 +59,13 @@ def explore(
     seed: int = 0,
     steps: int | None = None,
 ) -> tuple[list[Rung], list[Atoms]]:
-    """Walk from trusted frames until time is up, and keep the frames between the bounds.
+    """Walk from trusted frames until time is up, and keep the frames below the upper bound.
 
     A walk is Langevin dynamics of one member of the committee, or dynamics at a random pressure of a range. Every 10 fs
     the whole committee looks at the frame. The walk ends beyond the upper bound, where the structure breaks, after 2
     ps, and after an equal share of the time for each temperature. The next one begins at another start, with another
-    member, at the temperature that had the fewest steps. The last frame before a walk breaks counts as found whatever
-    its deviation, because what follows is unknown.
+    member, at the temperature that had the fewest steps. Frames from the lower bound on are new, and so is the last one
+    before a walk breaks whatever its deviation, because what follows is unknown.
 
     All masses are at least 12 u, which allows for steps of 2 fs and changes nothing in which positions are likely.
 
@@ -82,8 +82,8 @@ def explore(
 
     Returns
     -------
-    facts about each rung, and the frames that were found, with "temperature" (K), "pressure_GPa" and "deviation" (eV/Å)
-    in ``info``
+    facts about each rung, and all frames, with "temperature" (K), "pressure_GPa", "deviation" (eV/Å) and "new" in
+    ``info``
 
     Raises
     ------
@@ -185,7 +185,8 @@ def _walk(
     pieces = 0 if atoms.pbc.any() else n_pieces(atoms, _BROKEN_BOND)
     hottest = _HOTTEST * temperature * (1 + 3 * np.sqrt(2 / (3 * len(atoms))))
     course.n_walks += 1
-    n_steps, last, kept = 0, None, False
+    n_steps = 0
+    last: Atoms | None = None
     with np.errstate(all="ignore"):
         while n_steps < most and time.monotonic() < until:
             try:
@@ -201,13 +202,13 @@ def _walk(
                 broken = True
             if broken:
                 course.n_broken += 1
-                if last is not None and not kept:
-                    course.found.append(last)
+                if last is not None:
+                    last.info["new"] = True
                 break
             course.deviations.append(deviation)
-            last, kept = _frame(atoms, own_constraints, temperature, pressure, deviation), deviation >= band.lower
-            if kept:
-                course.found.append(last)
+            last = _frame(atoms, own_constraints, temperature, pressure, deviation)
+            last.info["new"] = deviation >= band.lower
+            course.found.append(last)
     course.n_steps += n_steps
     return max(n_steps, 1)
 
