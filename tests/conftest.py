@@ -11,6 +11,8 @@ import pytest
 # Tests run in as many processes as there are cores. More threads than cores make the small ones many times slower. Set
 # before torch is imported, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Kernels run in Python, without a GPU. Triton looks at this when it is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from systems import CUTOFF, ELEMENTS
 
 from ase_segnn.codegen.arrays import Array, Leaf
 from ase_segnn.codegen.builder import Builder
-from ase_segnn.codegen.geometry import VECTORS
+from ase_segnn.codegen.derivative import differentiate
+from ase_segnn.codegen.geometry import FORCES_OF_PAIRS, VECTORS, VIRIALS, forces_from
 from ase_segnn.codegen.networks import INTERVALS
-from ase_segnn.codegen.potentials import ATOM_ENERGIES
-from ase_segnn.codegen.program import Store, Total
+from ase_segnn.codegen.potentials import ATOM_ENERGIES, FORCES
+from ase_segnn.codegen.program import Program, Store, Total, loop_of
 from ase_segnn.codegen.spline import spline_coefficients
 
 C = 4
@@ -340,3 +342,17 @@ SKETCHES = [
     unused_at_neighbors,
     words_of_the_language,
 ]
+
+
+def program_from(sketch: Callable[[Sketch], None]) -> Program:
+    """Return the program of energies, forces and virials."""
+    b = Sketch()
+    sketch(b)
+    b.setting("cutoff", CUTOFF)
+    steps = list(b.steps)
+    backward, transposed = differentiate(b.tape, steps, VECTORS, partial(forces_from, b.tape))
+    result = [Store(FORCES.leaf(m), x) for m, x in enumerate(b.read(FORCES_OF_PAIRS))]
+    backward += [loop_of(b.tape, "forces", "nodes", result), Total(VIRIALS, "virials")]
+    weights = b.weights | {new: b.weights[name].T for name, new in transposed.items()}
+    weights = {name: x.double().contiguous() for name, x in weights.items()}
+    return Program(b.tape, [*steps, *backward], len(steps), weights)

@@ -13,7 +13,7 @@ from systems import TOLERANCES, systems
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ase_segnn.engines import captured
+from ase_segnn.engines import captured, choice
 from ase_segnn.engines.captured import CapturedPotential
 from ase_segnn.engines.choice import choose_engine
 from ase_segnn.graphs.atomic_graph import AtomicGraph
@@ -133,8 +133,11 @@ def test_everything_is_on_the_device(potential: Potential, monkeypatch: pytest.M
                 assert tensor.device.type == "meta"
 
 
-def test_on_a_gpu_it_is_what_compile_asks_for(potential: Potential, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_without_kernels_it_is_what_compile_asks_for(
+    potential: Potential, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Potential, "device", torch.device("cuda"))
+    monkeypatch.setattr(choice, "unsupported", lambda _: "there is no rule for it")
     names = {mode: choose_engine(potential, mode, "this potential").name for mode in (True, "auto", False)}
     assert names == {True: "CUDA graph", "auto": "plain torch", False: "plain torch"}
 

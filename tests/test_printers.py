@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
 from compiler import needs_compiler
 from interpreter import System, run, totals
 from random_potentials import NATIVE_CONFIGS, random_potential
-from sketches import SKETCHES, Sketch
+from sketches import SKETCHES, Sketch, program_from
 from systems import CUTOFF, systems
 
-from ase_segnn.codegen.derivative import differentiate
-from ase_segnn.codegen.geometry import FORCES_OF_PAIRS, VECTORS, VIRIALS, forces_from
+from ase_segnn.codegen.geometry import VECTORS
 from ase_segnn.codegen.potentials import ATOM_ENERGIES, FORCES
-from ase_segnn.codegen.program import Program, Store, Total, loop_of
 from ase_segnn.engines import native
 from ase_segnn.engines.native import NativeFunction
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 
 pytestmark = needs_compiler
 POTENTIAL = random_potential(NATIVE_CONFIGS["natural parity"]).double().requires_grad_(False).eval()
-
-
-def program_from(sketch: Callable[[Sketch], None]) -> Program:
-    """Return the program of energies, forces and virials."""
-    b = Sketch()
-    sketch(b)
-    b.setting("cutoff", CUTOFF)
-    steps = list(b.steps)
-    backward, transposed = differentiate(b.tape, steps, VECTORS, partial(forces_from, b.tape))
-    result = [Store(FORCES.leaf(m), x) for m, x in enumerate(b.read(FORCES_OF_PAIRS))]
-    backward += [loop_of(b.tape, "forces", "nodes", result), Total(VIRIALS, "virials")]
-    weights = b.weights | {new: b.weights[name].T for name, new in transposed.items()}
-    weights = {name: x.double().contiguous() for name, x in weights.items()}
-    return Program(b.tape, [*steps, *backward], len(steps), weights)
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,6 @@ def build(builder: Builder, module: nn.Module, *arguments: Any) -> Any:
 
 def unsupported(network: nn.Module) -> str | None:
     """Say why there is no generated code for a network, neither for inference nor for training, or None if there is."""
-    device = next(network.parameters()).device
-    if device.type != "cpu":
-        return f"it is on {device}, compiled C++ is for a CPU"
     for module in network.modules():
         if isinstance(module, _PARTS):
             continue
@@ -62,13 +59,16 @@ def unsupported(network: nn.Module) -> str | None:
     return None
 
 
-def check_supported(potential: nn.Module) -> None:
-    """Check that there is generated code for a potential.
+def check_supported(potential: nn.Module, *, device: str | None = None) -> None:
+    """Check that there is generated code for a potential, and that it is on the kind of device that the code is for.
 
     Raises
     ------
     ValueError
     """
     reason = unsupported(potential)
+    found = next(potential.parameters()).device
+    if device is not None and found.type != device:
+        reason = f"it is on {found}, and the code is for {device}"
     if reason is not None:
         raise ValueError(f"this potential has no compiled form: {reason}; plain torch evaluates and trains it")

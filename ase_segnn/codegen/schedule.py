@@ -14,6 +14,7 @@ takes, which are fewer from pass to pass on the way to the energies, and more ag
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 from ase_segnn.codegen.arrays import Array
@@ -133,7 +134,7 @@ def schedule(program: Program, given: set[Array]) -> Schedule:
             [step for k, step in steps if k < program.n_forward],
             [step for k, step in steps if k >= program.n_forward],
             _gathered(steps, scattered),
-            _places([step for _, step in steps], {array for array in own if array not in lasting}),
+            places([step for _, step in steps], {array for array in own if array not in lasting}),
         )
         for number, steps in enumerate(cut)
     ]
@@ -273,8 +274,17 @@ def size_of(array: Array) -> int:
     return array.stride * (2 if array.is_double else 1)
 
 
-def _places(steps: list[Step], arrays: set[Array]) -> dict[Array, int]:
-    """Return where arrays begin that are needed from the first to the last step that has them."""
+def places(
+    steps: Sequence[Step], arrays: Container[Array], size_of: Callable[[Array], int] = size_of
+) -> dict[Array, int]:
+    """Return where arrays begin that are needed from the first to the last step that has them.
+
+    Parameters
+    ----------
+    steps : in their order
+    arrays : that get a place
+    size_of : what a row of an array takes
+    """
     used: dict[Array, list[int]] = {}
     for k, step in enumerate(steps):
         for array, _ in _accesses(step):

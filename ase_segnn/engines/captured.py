@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from ase.data import atomic_numbers
@@ -27,12 +27,18 @@ _WARM_UPS = 3  # runs before recording, in which libraries set up what must not 
 
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; above rounding, below what wrong kernels gave
 
-Recorder = Callable[[Callable[[], Prediction], torch.device], tuple[Prediction, Callable[[], None]]]
+Results = TypeVar("Results")
 
 
-def record_cuda_graph(
-    function: Callable[[], Prediction], device: torch.device
-) -> tuple[Prediction, Callable[[], None]]:
+class Recorder(Protocol):
+    """What records a function on a device: returns its results, and what renews these."""
+
+    def __call__(  # noqa: D102
+        self, function: Callable[[], Results], device: torch.device, /
+    ) -> tuple[Results, Callable[[], None]]: ...
+
+
+def record_cuda_graph(function: Callable[[], Results], device: torch.device) -> tuple[Results, Callable[[], None]]:
     """Record what a function launches; return its results, and what launches all of it again to renew these results."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()

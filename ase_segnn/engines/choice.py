@@ -13,6 +13,7 @@ from ase_segnn.codegen.rules import unsupported
 from ase_segnn.engines.build import NoCompilerError
 from ase_segnn.engines.captured import CapturedPotential
 from ase_segnn.engines.engine import Engine
+from ase_segnn.engines.kernels import TritonPotential
 from ase_segnn.engines.members import CommitteeEngine
 from ase_segnn.engines.native import NativePotential
 from ase_segnn.engines.plain import PlainPotential
@@ -29,14 +30,16 @@ def choose_engine(
 ) -> Engine:
     """Make the engine that `compile` asks for, and say in its `reason` and in the log why it is this one.
 
-    =========  =======================================================  ==================================
+    =========  =======================================================  =======================================
     `compile`  on a CPU                                                 on a GPU
-    =========  =======================================================  ==================================
-    "auto"     compiled C++; plain torch with a warning where that is   plain torch
-               impossible
-    True       compiled C++; an error where that is impossible          a CUDA graph
+    =========  =======================================================  =======================================
+    "auto"     compiled C++; plain torch with a warning where that is   Triton kernels; plain torch with a
+               impossible                                               warning where that is impossible
+    True       compiled C++; an error where that is impossible          Triton kernels; the operations of plain
+                                                                        torch, recorded as a CUDA graph, where
+                                                                        that is impossible
     False      plain torch                                              plain torch
-    =========  =======================================================  ==================================
+    =========  =======================================================  =======================================
 
     Parameters
     ----------
@@ -60,12 +63,8 @@ def choose_engine(
         engine = _made(PlainPotential, members, "compile=False")
     elif device == "cpu":
         engine = _native(members, name, required=compile is True)
-    elif compile is True:
-        engine = _made(CapturedPotential, members, f"compile=True on {device}")
     else:
-        engine = _made(
-            PlainPotential, members, f"compile='auto' on {device}; compile=True launches operations together"
-        )
+        engine = _on_gpu(members, name, device, required=compile is True)
     _log.info("engine of %s: %s (%s)", name, engine.name, engine.reason)
     if engine.follows_torch and members[0].dtype is torch.float32:
         _warn_of_precision(name)
@@ -86,6 +85,20 @@ def _native(members: list[Potential], name: str, *, required: bool) -> Engine:
             obstacle = str(error)
     _log.warning("%s is not compiled, and so many times slower: %s", name, obstacle)
     return _made(PlainPotential, members, f"not compiled: {obstacle}")
+
+
+def _on_gpu(members: list[Potential], name: str, device: str, *, required: bool) -> Engine:
+    """Make kernels of the members if possible; if not, record operations of torch where that is required."""
+    obstacle = unsupported(members[0]) if device == "cuda" else f"kernels are for CUDA, not for {device}"
+    if obstacle is None:
+        try:
+            return _made(TritonPotential, members, f"compile={True if required else 'auto'!r} on {device}")
+        except ImportError as error:
+            obstacle = str(error)
+    if required:
+        return _made(CapturedPotential, members, f"compile=True on {device}; there are no kernels: {obstacle}")
+    _log.warning("%s runs without kernels, and so many times slower: %s", name, obstacle)
+    return _made(PlainPotential, members, f"there are no kernels: {obstacle}")
 
 
 def _made(kind: Callable[[Potential], Engine], members: list[Potential], reason: str) -> Engine:

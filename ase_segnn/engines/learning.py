@@ -57,7 +57,7 @@ class LearningPotential:
     """
 
     def __init__(self, potential: Potential) -> None:
-        check_supported(potential)
+        check_supported(potential, device="cpu")
         self._potential = potential
         self._kind = potential.dtype, potential.device
         self.lock = Lock()

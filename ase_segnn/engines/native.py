@@ -67,7 +67,7 @@ class NativePotential:
     follows_torch = False
 
     def __init__(self, potential: Potential) -> None:
-        check_supported(potential)
+        check_supported(potential, device="cpu")
         self._potential = potential
         self._lock = Lock()
         with torch.device("cpu"):  # whatever the default of the caller is
@@ -123,7 +123,7 @@ def compare(plain: Potential, predict: Callable[[AtomicGraph], Prediction], inst
     sites = np.stack(np.meshgrid(range(3), range(2), range(2)), axis=-1).reshape(12, 3)
     positions = spacing * (sites + rng.uniform(-0.2, 0.2, (12, 3)))
     atoms = Atoms(numbers, positions, cell=spacing * np.array([3, 3, 3]), pbc=True)
-    graph = AtomicGraph.from_atoms(atoms, plain.cutoff)
+    graph = AtomicGraph.from_atoms(atoms, plain.cutoff).to(plain.device)
     result, expected = predict(graph), plain.predict(graph, stress=True)
     exact = copy.deepcopy(plain).double().predict(graph, stress=True)
     for name in ("atom_energies", "forces", "stress"):

@@ -113,9 +113,11 @@ class VerletGraphs:
         kept, h = self._updated(atoms)
         self._kept = kept if self._skin > 0 else None
         x = np.array(atoms.positions, dtype=np.float64)
-        positions, cell = torch.from_numpy(x), torch.from_numpy(np.array(atoms.cell.array[None], dtype=np.float64))
-        if self._device.type != "cpu":
-            positions, cell = positions.to(self._device), cell.to(self._device)
+        if self._device.type == "cpu":
+            positions, cell = torch.from_numpy(x), torch.from_numpy(np.array(atoms.cell.array[None], dtype=np.float64))
+        else:  # in one copy
+            numbers = torch.from_numpy(np.concatenate([x, atoms.cell.array])).to(self._device)
+            positions, cell = numbers[:-3], numbers[None, -3:]
         graph = kept.graph.moved(positions, cell)
         if far_pairs or self._skin == 0:
             return graph

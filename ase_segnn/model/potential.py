@@ -70,10 +70,18 @@ class Prediction:
         return f"{type(self).__name__}({', '.join(shapes)}, {self.energy.device})"
 
     def arrays(self) -> dict[str, NDArray[np.float64]]:
-        """Return all fields that are not None as arrays, by name."""
+        """Return all fields that are not None as arrays, by name; one copy brings all of them from a GPU."""
         arrays: dict[str, NDArray[np.float64]] | None = vars(self).get("_arrays")
         if arrays is None:
-            arrays = {name: tensor.numpy(force=True) for name, tensor in self._given().items()}
+            given = self._given()
+            if self.energy.device.type == "cpu":
+                return {name: tensor.numpy(force=True) for name, tensor in given.items()}
+            numbers = torch.cat([tensor.detach().flatten() for tensor in given.values()]).numpy(force=True)
+            parts = np.split(numbers, np.cumsum([tensor.numel() for tensor in given.values()])[:-1])
+            arrays = {
+                name: part.reshape(tuple(tensor.shape))
+                for part, (name, tensor) in zip(parts, given.items(), strict=True)
+            }
         return arrays
 
     def _given(self) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ class PotentialModule(TrainingModule):
         """Predict by compiled C++, unless the network has no such form or `compile` is False."""
         assert isinstance(self.loss, PotentialLoss)
         potential = self.loss.potential
-        if not self._compile or unsupported(potential) is not None:
+        if not self._compile or potential.device.type != "cpu" or unsupported(potential) is not None:
             return False
         try:
             self.loss.learning = LearningPotential(potential)
