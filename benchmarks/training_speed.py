@@ -30,7 +30,7 @@ from ase import Atoms
 from short_runs import network_keys
 
 from ase_segnn import Potential, PotentialConfig
-from ase_segnn.engines.learning import LearningPotential
+from ase_segnn.engines.learning import CompiledLearning
 from ase_segnn.model.config import NetworkConfig
 from ase_segnn.training import load_recipe
 from ase_segnn.training.data import TrainingData
@@ -97,7 +97,7 @@ class Step:
         potential = Potential(config)
         potential.calibrate(self._batch.graph)
         self.n_weights = sum(weight.numel() for weight in potential.parameters())
-        self._loss, self._learning = PotentialLoss(potential), LearningPotential(potential)
+        self._loss, self._learning = PotentialLoss(potential), CompiledLearning(potential)
 
     def milliseconds(self, *, compiled: bool, repetitions: int = 10) -> float:
         """CPU time of all threads, the smallest of some."""

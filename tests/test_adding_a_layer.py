@@ -14,7 +14,7 @@ from random_potentials import NATIVE_CONFIGS, random_potential
 from systems import systems
 
 from ase_segnn.codegen.rules import unsupported
-from ase_segnn.engines.learning import LearningPotential
+from ase_segnn.engines.learning import CompiledLearning
 from ase_segnn.engines.native import NativePotential
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
@@ -76,6 +76,6 @@ def test_training_has_the_same_gradients(example: ModuleType) -> None:
         return list(torch.autograd.grad(loss, list(potential.parameters()), materialize_grads=True))
 
     expected = gradients(potential.predict(graph, create_graph=True))
-    found = gradients(LearningPotential(potential).predict(graph))
+    found = gradients(CompiledLearning(potential).predict(graph))
     for value, target in zip(found, expected, strict=True):
         torch.testing.assert_close(value, target, rtol=1e-9, atol=1e-9)

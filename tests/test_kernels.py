@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ import torch
 from ase import Atoms
 from interpreter import System, run
 from random_potentials import SHAPES, random_potential
+from recorders import RunEachTime
 from sketches import SKETCHES, Sketch, program_from
 from systems import CUTOFF, systems
 from torch._subclasses import FakeTensorMode
@@ -27,6 +28,7 @@ from ase_segnn.codegen.geometry import VECTORS
 from ase_segnn.codegen.potentials import ATOM_ENERGIES, FORCES, program_of
 from ase_segnn.engines import kernels, native
 from ase_segnn.engines.choice import choose_engine
+from ase_segnn.engines.kernel_learning import KernelLearning
 from ase_segnn.engines.kernels import TritonPotential, class_of
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
@@ -37,27 +39,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|ov
 SYSTEMS = systems()
 TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-5}
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-R = TypeVar("R")
-
-
-class RunEachTime:
-    """What is recorded runs once when it is recorded, and from the second replay on."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-
-    def __call__(self, function: Callable[[], R], device: torch.device, /) -> tuple[R, Callable[[], None]]:
-        del device
-        self.recorded += 1
-        results, replays = function(), 0
-
-        def replay() -> None:
-            nonlocal replays
-            replays += 1
-            if replays > 1:
-                results.copy_(function())  # type: ignore[attr-defined]
-
-        return results, replay
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +205,48 @@ def test_wrong_results_are_found_at_first_use(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(kernels.KernelProgram, "run", lambda self, *_: self.memory[FORCES].fill_(1.0))
     with pytest.raises(RuntimeError, match="of the compiled potential are wrong by"):
         TritonPotential(frozen("scalars alone"), record=RunEachTime())
+
+
+def check_gradients(potential: Potential) -> None:
+    graph = AtomicGraph.batch([AtomicGraph.from_atoms(SYSTEMS[name], CUTOFF) for name in ("water", "lone atom")])
+
+    def value(prediction: Prediction) -> torch.Tensor:
+        given = [getattr(prediction, name) for name in ("energy", "atom_energies", "forces")]
+        numbers = torch.cat([x.flatten() for x in given])
+        return (numbers * torch.sin(torch.arange(len(numbers)))).sum()
+
+    parameters = list(potential.parameters())
+    found = torch.autograd.grad(value(KernelLearning(potential).predict(graph)), parameters, materialize_grads=True)
+    plain = potential.predict(graph, create_graph=True)
+    expected = torch.autograd.grad(value(plain), parameters, materialize_grads=True)
+    largest = max(x.abs().max().item() for x in expected if x.numel() > 0)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=100 * TOLERANCES[potential.dtype] * largest)
+
+
+def test_gradients_of_weights_are_those_of_the_plain_potential() -> None:
+    check_gradients(random_potential(SHAPES["products of order 4"]).double())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["natural parity", "products", "three layers", "odd first"])
+def test_gradients_of_every_kind_of_network_are_the_plain_ones(shape: str) -> None:
+    check_gradients(random_potential(SHAPES[shape]))
+
+
+def test_stresses_are_learned() -> None:
+    potential = random_potential(SHAPES["scalars alone"]).double()
+    graph = AtomicGraph.from_atoms(SYSTEMS["one-atom cell"], CUTOFF)
+    parameters = list(potential.parameters())
+    found, expected = (
+        torch.autograd.grad(prediction.stress.square().sum(), parameters, materialize_grads=True)
+        for prediction in (
+            KernelLearning(potential).predict(graph, stress=True),
+            potential.predict(graph, stress=True, create_graph=True),
+        )
+    )
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from torch import Tensor
 from ase_segnn import Potential
 from ase_segnn.codegen.rules import unsupported
 from ase_segnn.engines.build import NoCompilerError
-from ase_segnn.engines.learning import LearningPotential
+from ase_segnn.engines.learning import CompiledLearning
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.config import NetworkConfig
 from ase_segnn.model.potential import Prediction
@@ -62,7 +62,7 @@ def results(prediction: Prediction) -> list[Tensor | None]:
 
 
 def assert_equal(potential: Potential, graph: AtomicGraph, *, stress: bool, tolerance: float) -> None:
-    learning = LearningPotential(potential)
+    learning = CompiledLearning(potential)
     parameters = list(potential.parameters())
     plain = potential.predict(graph, stress=stress, create_graph=True)
     expected = list(torch.autograd.grad(objective(plain), parameters, materialize_grads=True))
@@ -98,7 +98,7 @@ def test_stress_and_threads(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_batches_of_any_size_follow_each_other() -> None:
     potential = random_potential(SHAPES["products"]).double()
-    learning = LearningPotential(potential)
+    learning = CompiledLearning(potential)
     for names in (("mixed species",), ("slab", "mixed species", "slab"), ("mixed species", "slab")):
         graph = graph_of(potential, *names)
         assert_alike(results(learning.predict(graph)), results(potential.predict(graph)), 1e-10)
@@ -106,7 +106,7 @@ def test_batches_of_any_size_follow_each_other() -> None:
 
 def test_parameters_are_read_at_each_call() -> None:
     potential = random_potential(SHAPES["products"]).double()
-    learning, graph = LearningPotential(potential), graph_of(potential, "mixed species")
+    learning, graph = CompiledLearning(potential), graph_of(potential, "mixed species")
     before = learning.predict(graph).atom_energies
     with torch.no_grad():
         for parameter in potential.parameters():
@@ -125,7 +125,7 @@ def test_gradients_of_the_loss(kind: str, dtype: torch.dtype, tmp_path: Path) ->
     loss = PotentialLoss(tiny_potential(network=NETWORK).to(dtype), stress=kind == "crystals")
     coefficients = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     value, expected = gradients(loss, batch, coefficients)
-    loss.learning = LearningPotential(loss.potential)
+    loss.learning = CompiledLearning(loss.potential)
     found_value, found = gradients(loss, batch, coefficients)
     assert_alike([found_value, *found], [value, *expected], 1e-10 if dtype == torch.float64 else 1e-5)
 
@@ -135,7 +135,7 @@ def test_pairs_beyond_the_cutoff_are_left_out() -> None:
     atoms = SYSTEMS["mixed species"]
     near, far = (AtomicGraph.from_atoms(atoms, potential.cutoff + more) for more in (0.0, 1.0))
     assert far.n_edges > near.n_edges
-    learning = LearningPotential(potential)
+    learning = CompiledLearning(potential)
     assert_alike(results(learning.predict(far)), results(learning.predict(near)), 1e-12)
 
 
@@ -149,7 +149,7 @@ def test_without_edges() -> None:
 def test_without_atoms() -> None:
     potential = random_potential(SHAPES["products"]).double()
     graph = AtomicGraph.from_atoms(SYSTEMS["mixed species"][:0], potential.cutoff)
-    learning = LearningPotential(potential)
+    learning = CompiledLearning(potential)
     prediction = learning.predict(graph)
     assert prediction.energy.tolist() == [0]
     assert prediction.forces is not None
@@ -161,7 +161,7 @@ def test_without_atoms() -> None:
 def test_a_batch_of_padding_has_no_gradient() -> None:
     """A process gets such a batch where there are more processes than batches."""
     loss = PotentialLoss(tiny_potential(network=NETWORK))
-    loss.learning = LearningPotential(loss.potential)
+    loss.learning = CompiledLearning(loss.potential)
     batch = LabeledGraph.padding(1, 0, NETWORK.cutoff, 10)
     value, found = gradients(loss, batch, torch.ones(3, dtype=torch.float64))
     assert value.item() == 0
@@ -173,7 +173,7 @@ def test_edges_of_padding_are_too_long_to_matter() -> None:
     loss = PotentialLoss(tiny_potential(network=NETWORK))
     batch = LabeledGraph.padding(3, 40, NETWORK.cutoff, 10)
     expected = gradients(loss, batch, torch.ones(3, dtype=torch.float64))[1]
-    loss.learning = LearningPotential(loss.potential)
+    loss.learning = CompiledLearning(loss.potential)
     assert_alike(gradients(loss, batch, torch.ones(3, dtype=torch.float64))[1], expected, 1e-12)
 
 
@@ -183,13 +183,13 @@ def test_an_unknown_element_is_an_error(number: int) -> None:
     graph = graph_of(potential, "mixed species")
     graph.atomic_numbers[0] = number
     with pytest.raises(IndexError, match="an element is none of the potential's, H, C"):
-        LearningPotential(potential).predict(graph)
+        CompiledLearning(potential).predict(graph)
 
 
 def test_results_of_an_earlier_call_cannot_be_differentiated() -> None:
     """Their arrays hold those of the last call."""
     potential = random_potential(SHAPES["products"])
-    learning, graph = LearningPotential(potential), graph_of(potential, "mixed species")
+    learning, graph = CompiledLearning(potential), graph_of(potential, "mixed species")
     first = learning.predict(graph)
     learning.predict(graph)
     with pytest.raises(RuntimeError, match="before the next prediction"):
@@ -235,7 +235,7 @@ def test_graphs_in_another_order_are_refused(kind: str) -> None:
     potential = random_potential(SHAPES["products"]).double()
     good = graph_of(potential, "slab", "mixed species")
     graph, message = without_order(good)[kind]
-    learning = LearningPotential(potential)
+    learning = CompiledLearning(potential)
     with pytest.raises(ValueError, match=message):
         learning.predict(graph)
     assert_alike(results(learning.predict(good)), results(potential.predict(good)), 1e-10)
@@ -247,7 +247,7 @@ def test_tensors_of_a_graph_need_not_be_contiguous() -> None:
     pairs = torch.stack([graph.centers, graph.neighbors], dim=1)
     strided = replace(graph, centers=pairs[:, 0], neighbors=pairs[:, 1], positions=graph.positions.t().clone().t())
     assert not strided.neighbors.is_contiguous()
-    found = LearningPotential(potential).predict(strided)
+    found = CompiledLearning(potential).predict(strided)
     assert_alike(results(found), results(potential.predict(graph)), 1e-10)
 
 
@@ -255,7 +255,7 @@ def test_tensors_of_a_graph_need_not_be_contiguous() -> None:
 def test_what_is_not_finite_stays_so(value: float) -> None:
     """Weights and positions that are not finite show in the results, as in those of the plain potential."""
     potential = random_potential(SHAPES["products"]).double()
-    learning, graph = LearningPotential(potential), graph_of(potential, "mixed species", "slab")
+    learning, graph = CompiledLearning(potential), graph_of(potential, "mixed species", "slab")
     positions = graph.positions.clone()
     positions[0] = value
     energy = learning.predict(replace(graph, positions=positions)).energy
@@ -272,9 +272,9 @@ def test_what_is_not_finite_stays_so(value: float) -> None:
 
 def test_another_dtype_is_refused() -> None:
     potential = random_potential(SHAPES["products"])
-    learning, graph = LearningPotential(potential), graph_of(potential, "mixed species")
+    learning, graph = CompiledLearning(potential), graph_of(potential, "mixed species")
     potential.double()
-    message = r"compiled for training in torch.float32 on the CPU and is in torch.float64 on cpu now; make another"
+    message = r"compiled for training in torch.float32 on cpu and is in torch.float64 on cpu now; make another"
     with pytest.raises(ValueError, match=message):
         learning.predict(graph)
     potential.float()
@@ -297,7 +297,7 @@ def test_frozen_parts() -> None:
     learned = [parameter for parameter in potential.parameters() if parameter.requires_grad]
     assert 0 < len(learned) < len(list(potential.parameters()))
     graph = graph_of(potential, "mixed species", "slab")
-    learning = LearningPotential(potential)
+    learning = CompiledLearning(potential)
     plain = potential.predict(graph, create_graph=True)
     expected = torch.autograd.grad(objective(plain), learned, materialize_grads=True)
     found = torch.autograd.grad(objective(learning.predict(graph)), learned, materialize_grads=True)
@@ -309,7 +309,7 @@ def test_frozen_parts() -> None:
 
 def test_what_was_frozen_cannot_be_learned_later() -> None:
     potential = partly_frozen()
-    learning, graph = LearningPotential(potential), graph_of(potential, "mixed species")
+    learning, graph = CompiledLearning(potential), graph_of(potential, "mixed species")
     potential.requires_grad_(True)
     with pytest.raises(
         ValueError, match=r"network.embedding.\S+ was frozen when .* learned now; make another Learning"
@@ -321,7 +321,7 @@ def test_what_was_frozen_cannot_be_learned_later() -> None:
 
 def test_what_is_frozen_later_has_no_gradient() -> None:
     potential = random_potential(SHAPES["products"]).double()
-    learning, graph = LearningPotential(potential), graph_of(potential, "mixed species")
+    learning, graph = CompiledLearning(potential), graph_of(potential, "mixed species")
     potential.network.embedding.requires_grad_(False)
     learned = [parameter for parameter in potential.parameters() if parameter.requires_grad]
     plain = potential.predict(graph, create_graph=True)
@@ -333,7 +333,7 @@ def test_what_is_frozen_later_has_no_gradient() -> None:
 def test_threads_with_a_potential_each() -> None:
     """And threads that share one get results as if they took turns."""
     potential = random_potential(SHAPES["products"]).double()
-    shared = LearningPotential(potential)
+    shared = CompiledLearning(potential)
     of_torch = torch.nn.Module.__call__, torch.nn.Module.__getattr__
     names = ["mixed species", "slab", "unwrapped", "water"]
     graphs = [graph_of(potential, name) for name in names]
@@ -343,7 +343,7 @@ def test_threads_with_a_potential_each() -> None:
         expected.append(torch.autograd.grad(objective(plain), list(potential.parameters()), materialize_grads=True))
 
     def work(number: int) -> list[Tensor | None]:
-        own, found = LearningPotential(potential), []
+        own, found = CompiledLearning(potential), []
         for _ in range(5):
             shared.predict(graphs[number])
             gradients_of_own = torch.autograd.grad(
@@ -363,7 +363,7 @@ def test_threads_with_a_potential_each() -> None:
 def test_the_number_of_threads_may_change_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also between a prediction and its gradients."""
     potential = random_potential(SHAPES["products"]).double()
-    learning, parameters = LearningPotential(potential), list(potential.parameters())
+    learning, parameters = CompiledLearning(potential), list(potential.parameters())
     graph = graph_of(potential, "unwrapped", "skewed triclinic", "mixed species")
     plain = potential.predict(graph, create_graph=True)
     expected = list(torch.autograd.grad(objective(plain), parameters, materialize_grads=True))
@@ -405,10 +405,10 @@ def test_networks_without_such_a_form() -> None:
     config = SHAPES["natural parity"]
     network = config.network.model_copy(update={"gated_messages": True})
     with pytest.raises(ValueError, match=r"this potential has no compiled form: its messages have two gates"):
-        LearningPotential(random_potential(config.model_copy(update={"network": network})))
+        CompiledLearning(random_potential(config.model_copy(update={"network": network})))
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(NoCompilerError, match="CXX names 'no-such-compiler', which is not there"):
-        LearningPotential(random_potential(SHAPES["products"]))
+        CompiledLearning(random_potential(SHAPES["products"]))

@@ -11,13 +11,14 @@ import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 from labeled import NETWORK, graphs_of, labeled_clusters, labeled_crystals, tiny_potential
+from recorders import RunEachTime
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.model.steerable import SteerableLinear
 from ase_segnn.training.data.batches import BatchLimits, LabeledGraph, divide, padded_batch
 from ase_segnn.training.fit import optimizers as optimizers_module
 from ase_segnn.training.fit.optimizers import Muon, make_optimizers
-from ase_segnn.training.fit.step import CompiledStep, PotentialLoss, gradients
+from ase_segnn.training.fit.step import CompiledStep, PotentialLoss, RecordedStep, gradients
 from ase_segnn.training.recipe import OptimizationSection
 
 COEFFICIENTS = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
@@ -117,6 +118,29 @@ def test_padding_changes_nothing(kind: str, n_parts: int, request: pytest.Fixtur
     assert max(float(gradient.abs().max()) for gradient in results[0][1]) > 1e-3
     for a, b in zip(*[(value, *derivatives) for value, derivatives in results], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+# ---- recorded steps
+
+
+def test_a_recorded_step_follows_batches_and_weights(clusters: list[LabeledGraph]) -> None:
+    loss, record = PotentialLoss(tiny_potential().requires_grad_(True)), RunEachTime()
+    step = RecordedStep(loss, record=record)
+    sizes = np.array([[graph.graph.n_atoms, graph.graph.n_edges] for graph in clusters])
+    collate = padded_batch(BatchLimits(2, *(2 * sizes.max(0)).tolist()), NETWORK.cutoff, 10)
+    for number, batch in enumerate([collate(clusters[:2]), collate(clusters[2:4]), collate(clusters[4:5])]):
+        coefficients = (1 + number) * COEFFICIENTS
+        value, derivatives = step(batch, coefficients)
+        expected, expected_derivatives = gradients(loss, batch, coefficients)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        for a, b in zip(derivatives, expected_derivatives, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        with torch.no_grad():
+            for parameter in loss.parameters():
+                parameter.mul_(1.01)
+    assert record.recorded == 1
+    other = LabeledGraph.batch(clusters[:1])
+    assert torch.equal(step(other, COEFFICIENTS)[0], gradients(loss, other, COEFFICIENTS)[0])
 
 
 # ---- loss

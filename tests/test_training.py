@@ -258,7 +258,7 @@ def test_training_goes_on_without_a_compiler(
     monkeypatch.setenv("CXX", "no-such-compiler")
     recipe = recipe_for(frames_file, **COMPILED, optimization={"epochs": 1})
     run_recipe(recipe, tmp_path / "run")
-    assert "training without compiled C++, which takes several times as long" in caplog.text
+    assert "training without generated code, which takes several times as long" in caplog.text
     with pytest.raises(NoCompilerError, match="CXX names 'no-such-compiler', which is not there"):
         run_recipe(recipe.model_copy(update={"compile": True}), tmp_path / "other")
 
@@ -274,8 +274,8 @@ def test_a_long_run_goes_on_without_a_compiler_too(
         assert recipe.compile == "auto"
         module = PotentialModule(new_potential(recipe, data), data.training, data.validation, recipe)
         caplog.clear()
-        assert not module.predict_by_cpp()
-        assert "training without compiled C++" in caplog.text
+        assert not module.predict_by_generated_code()
+        assert "training without generated code" in caplog.text
         assert module.settings.compile is by_torch  # torch then compiles the step
 
 

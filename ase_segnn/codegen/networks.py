@@ -188,5 +188,5 @@ def _splines(potential: Potential, message: MessageNetwork) -> Tensor:
         scalars, _ = potential.radial_functions(distances.where(distances != 0, _SMALLEST))
         return shape.inner_functions(exact, scalars.to(dtype))
 
-    table = spline_coefficients(inner, potential.cutoff, INTERVALS[potential.dtype])
+    table = spline_coefficients(inner, potential.cutoff, INTERVALS[potential.dtype], potential.device)
     return shape.functions(exact, table).to(potential.dtype)

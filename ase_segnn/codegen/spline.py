@@ -34,7 +34,9 @@ BASIS = [
 _MARGIN = 48
 
 
-def spline_coefficients(function: Callable[[Tensor], Tensor], length: float, n_intervals: int) -> Tensor:
+def spline_coefficients(
+    function: Callable[[Tensor], Tensor], length: float, n_intervals: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Coefficients of the spline that equals functions at the ends of all intervals between 0 and `length`.
 
     Parameters
@@ -42,14 +44,15 @@ def spline_coefficients(function: Callable[[Tensor], Tensor], length: float, n_i
     function : (n,) float64 -> (n, ...), smooth also a little below 0 and beyond `length`
     length : of all intervals together, positive
     n_intervals : at least 1
+    device : of the functions
 
     Returns
     -------
     (n_intervals + 5, ...), can be differentiated by what the functions depend on; interval k uses those from k to k + 5
     """
-    knots = (torch.arange(n_intervals + 1 + 2 * _MARGIN, dtype=torch.float64) - _MARGIN) * (length / n_intervals)
-    values = function(knots)
-    coefficients = _from_values(n_intervals).to(values.dtype) @ values.flatten(1)
+    places = torch.arange(n_intervals + 1 + 2 * _MARGIN, dtype=torch.float64, device=device) - _MARGIN
+    values = function(places * (length / n_intervals))
+    coefficients = _from_values(n_intervals).to(values) @ values.flatten(1)
     return coefficients.reshape(-1, *values.shape[1:])
 
 

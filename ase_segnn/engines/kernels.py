@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import linecache
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -58,32 +58,27 @@ class KernelProgram:
 
     Parameters
     ----------
-    tape, steps : of the program; totals are left to the caller
-    weights : name -> tensor on the device
-    dtype : of the network
-    n_species : of the potential
-    cutoff : Å, the end of the splines
+    tape, steps : of the program, without totals
+    potential : whose program it is; dtype, device, cutoff and number of elements count
     kept : arrays that are not only needed between two steps, such as results
+    cleared : arrays that are zero before anything is added to them
+
+    Attributes
+    ----------
+    memory : array of atoms or edges -> what it holds, (rows, numbers of a row)
+    weights : name -> tensor on the device, to be set before `run`
     """
 
     def __init__(
-        self,
-        tape: Tape,
-        steps: Iterable[Step],
-        weights: Mapping[str, Tensor],
-        dtype: torch.dtype,
-        n_species: int,
-        cutoff: float,
-        kept: Iterable[Array],
+        self, tape: Tape, steps: Sequence[Step], potential: Potential, kept: Iterable[Array], cleared: Iterable[Array]
     ) -> None:
-        self._steps = [step for step in steps if not isinstance(step, Total)]
-        self._weights, self._dtype = weights, dtype
-        self._n_species, self._n_intervals = n_species, INTERVALS[dtype]
-        self.device = next(iter(weights.values())).device
-        per_length = self._n_intervals / cutoff
-        self._per_length = torch.tensor([per_length], dtype=dtype, device=self.device)
-        self._cutoff = torch.tensor([cutoff], dtype=torch.float64, device=self.device)
-        self._kernels = Kernels(tape, dtype)
+        self._steps, self._dtype, self.device = steps, potential.dtype, potential.device
+        self._n_species, self._n_intervals = len(potential.elements), INTERVALS[potential.dtype]
+        per_length = self._n_intervals / potential.cutoff
+        self._per_length = torch.tensor([per_length], dtype=self._dtype, device=self.device)
+        self._cutoff = torch.tensor([potential.cutoff], dtype=torch.float64, device=self.device)
+        self.weights: Mapping[str, Tensor] = {}
+        self._kernels = Kernels(tape, self._dtype)
         self._names = {step: self._kernels.name(step) for step in self._steps if isinstance(step, Loop)}
         self._module = load_kernels(self._kernels.source())
         used = dict.fromkeys(array for step in self._steps for array, _ in [*step.reads, *step.writes])
@@ -94,8 +89,9 @@ class KernelProgram:
             rows: places(self._steps, [x for x in arrays if x not in kept], self._size_of)
             for rows, arrays in self.of_rows.items()
         }
-        scattered = {array: None for step in self._steps for array, at in step.writes if at == "neighbor"}
-        self._first_writers = {array: self._first_writer(array) for array in scattered}
+        self._cleared_before: dict[int, list[Array]] = {}
+        for array in dict.fromkeys(cleared):
+            self._cleared_before.setdefault(self._first_writer(array), []).append(array)
         self.memory: dict[Array, Tensor] = {}
         self._sizes = Sizes(0, 0, 0)
 
@@ -109,7 +105,7 @@ class KernelProgram:
         return {rows: size * self._dtype.itemsize for rows, size in lasting.items()}
 
     def reserve(self, sizes: Sizes) -> None:
-        """Have memory for so many atoms and edges; what is in it is lost."""
+        """Have memory for so many atoms and edges, each a multiple of 4; what was in it is lost."""
         self._sizes, self.memory = sizes, {}
         n_rows = {"node": sizes.atoms, "edge": sizes.edges}
         for rows, n in n_rows.items():
@@ -120,7 +116,7 @@ class KernelProgram:
                 self.memory[array] = double[: n * array.stride].view(n, array.stride)
         for array in self._kept:
             dtype = torch.float64 if array.is_double else self._dtype
-            self.memory[array] = torch.zeros(n_rows[array.rows], array.stride, dtype=dtype, device=self.device)
+            self.memory[array] = torch.empty(n_rows[array.rows], array.stride, dtype=dtype, device=self.device)
         empty = partial(torch.empty, dtype=torch.int64, device=self.device)
         self.ends, self.neighbors = empty(sizes.atoms), empty(sizes.edges)
 
@@ -141,24 +137,23 @@ class KernelProgram:
             num_warps=1,
         )
 
-    def run(self, rows: Tensor, species: Tensor, n_steps: int | None = None) -> None:
-        """Run the steps, or the first of them, for the pairs that were selected."""
+    def run(self, rows: Tensor, species: Tensor, first: int = 0, end: int | None = None) -> None:
+        """Run the steps, or those from the first to before the end, for the pairs that were selected."""
         n_atoms = self._sizes.atoms
         head = (rows, self.ends, self.neighbors, species, n_atoms, self._n_species, self._n_intervals, self._per_length)
-        for number, step in enumerate(self._steps[:n_steps]):
-            for array, first in self._first_writers.items():
-                if first == number:
-                    self.memory[array].zero_()
+        for number, step in enumerate(self._steps[first:end], start=first):
+            for array in self._cleared_before.get(number, []):
+                self.memory[array].zero_()
             if isinstance(step, Product):
                 self._multiply(step)
             elif isinstance(step, Loop):
-                arrays = [self.memory[x] if x in self.memory else self._weights[x.identifier] for x in arrays_of(step)]
+                arrays = [self.memory[x] if x in self.memory else self.weights[x.identifier] for x in arrays_of(step)]
                 kernel = self._module[self._names[step]]
                 kernel[(n_programs(step, n_atoms),)](*head, *arrays, num_warps=n_warps(step))
 
     def _multiply(self, step: Product) -> None:
         source, target = (self.memory[array].view(-1, array.width) for array in (step.source, step.target))
-        weight = self._weights[step.weight]
+        weight = self.weights[step.weight]
         if step.adds:
             target.addmm_(source, weight)
         else:
@@ -204,21 +199,17 @@ class TritonPotential:
 
     def __init__(self, potential: Potential, *, record: Recorder = record_cuda_graph) -> None:
         check_supported(potential)
-        _check_triton()
+        check_triton()
         self._potential, self._record = potential, record
         self._lock = Lock()
         program = _program(potential)
         device = potential.device
         self._n_forward = sum(not isinstance(step, Total) for step in program.steps[: program.n_forward])
-        self.program = KernelProgram(
-            program.tape,
-            program.steps,
-            {name: weight.to(device) for name, weight in program.weights.items()},
-            potential.dtype,
-            len(potential.elements),
-            potential.cutoff,
-            (ATOM_ENERGIES, COUNTED, FORCES, VIRIALS),
-        )
+        steps = [step for step in program.steps if not isinstance(step, Total)]
+        scattered = [array for step in steps for array, at in step.writes if at == "neighbor"]
+        kept = (ATOM_ENERGIES, COUNTED, FORCES, VIRIALS)
+        self.program = KernelProgram(program.tape, steps, potential, kept, scattered)
+        self.program.weights = {name: weight.to(device) for name, weight in program.weights.items()}
         self._taken: tuple[Tensor, ...] = ()  # what the indices of the last graph were
         self._graph: AtomicGraph | None = None  # which everything recorded acts on
         self._rows = self._species = torch.empty(0, dtype=torch.int64, device=device)
@@ -295,7 +286,7 @@ class TritonPotential:
         graph, program = self._graph, self.program
         assert graph is not None
         program.select_pairs(graph, self._rows)
-        program.run(self._rows, self._species, None if derivatives else self._n_forward)
+        program.run(self._rows, self._species, end=None if derivatives else self._n_forward)
         energies = program.memory[ATOM_ENERGIES][:, 0]
         results = [sum_structures(graph, graph.structure, energies), energies]
         if derivatives:
@@ -324,7 +315,13 @@ def _differ(a: Tensor, b: Tensor) -> bool:
     return a is not b
 
 
-def _check_triton() -> None:
+def check_triton() -> None:
+    """Check that Triton is installed.
+
+    Raises
+    ------
+    ImportError
+    """
     if find_spec("triton") is None:
         raise ImportError("Triton is not installed: pip install triton")
 

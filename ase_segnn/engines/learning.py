@@ -1,14 +1,16 @@
-"""Potentials as compiled C++ for training on a CPU: energies, forces and stress, differentiable by the parameters.
+"""Potentials as generated code for training: energies, forces and stress, differentiable by the parameters.
 
 Torch makes the weights of the program from the parameters (above all, the functions of the distance at the knots of
-splines, of which there are fewer than edges), and multiplies matrices for the gradients of weights.
+splines, of which there are fewer than edges), and multiplies matrices for the gradients of weights. The program itself
+runs as compiled C++ on a CPU, or as Triton kernels on a GPU.
 """
 
 from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ase_segnn.codegen.arrays import Array
 from ase_segnn.codegen.cpp import HEADERS
-from ase_segnn.codegen.derivative import gradient_array
+from ase_segnn.codegen.derivative import Outer, gradient_array
 from ase_segnn.codegen.geometry import VECTORS
 from ase_segnn.codegen.interface import ctypes_struct
 from ase_segnn.codegen.networks import INTERVALS
@@ -38,26 +40,23 @@ _RESERVE = 1.25  # memory for so many times as many atoms and edges as are asked
 _tracing = Lock()
 
 
-class LearningPotential:
+class LearningPotential(ABC):
     """The same potential, whose predictions can be differentiated by its parameters.
 
     Several threads may use it, but a thread that waits for gradients must not be overtaken, see `predict`.
 
     Parameters
     ----------
-    potential : on the CPU; its parameters are read at each call. Device, dtype, and which parameters are frozen, must
-        stay as they are
+    potential : its parameters are read at each call. Device, dtype, and which parameters are frozen, must stay as they
+        are
 
     Raises
     ------
     ValueError
         If there is no generated code for it, see `ase_segnn.codegen.rules.unsupported`.
-    NoCompilerError
-        If there is no C++ compiler, or it fails.
     """
 
     def __init__(self, potential: Potential) -> None:
-        check_supported(potential, device="cpu")
         self._potential = potential
         self._kind = potential.dtype, potential.device
         self.lock = Lock()
@@ -67,20 +66,15 @@ class LearningPotential:
         self._names = list(weights)
         with _tracing.now:  # which replaces parts of torch, and parameters of the module
             self._make_weights = _traced_weights(copy.deepcopy(potential), self._parameters)
-        self._library = load_library(training_source(self._program, potential.dtype), HEADERS)
-        fields = self._program.fields
-        self._used = fields.keys()
-        self._tables = self._program.gradients
-        self._arguments = ctypes_struct("Arguments", fields)(
-            n_species=len(potential.elements),
-            n_intervals=INTERVALS[potential.dtype],
-            per_length=INTERVALS[potential.dtype] / potential.cutoff,
-        )
-        self._memory: dict[Array, Tensor] = {}
-        self._capacity = self._sizes = {"node": -1, "edge": -1}  # no memory yet
-        self._weights: dict[str, Tensor] = {}  # of the last call
-        self._indices: dict[str, Tensor] = {}
         self.call = 0  # number of the last one
+
+    @abstractmethod
+    def run(self, graph: AtomicGraph, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return energies (N,), forces (N, 3) and virials (N, 9) of atoms from detached weights, in new tensors."""
+
+    @abstractmethod
+    def differentiate(self, cotangents: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return gradients of weights from those of the results of the last run; zero ones may be missing."""
 
     def predict(self, graph: AtomicGraph, *, stress: bool = False) -> Prediction:
         """Return what `Potential.predict` returns with ``create_graph=True``, once differentiable.
@@ -103,18 +97,71 @@ class LearningPotential:
         stresses = stress_of(graph, sum_structures(graph, graph.structure, virials)) if stress else None
         return Prediction(energy, energies, forces, stresses)
 
-    def run(self, graph: AtomicGraph, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Return energies (N,), forces (N, 3) and virials (N, 9) of atoms."""
-        species = checked_species(graph, self._potential)
+    def called(self, graph: AtomicGraph, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Run with the weights in their order, and take note of the call."""
+        named = {name: x.detach() for name, x in zip(self._names, weights, strict=True)}
+        named |= {new: named[name].t() for name, new in self._program.transposed.items()}
         self.call += 1
+        return self.run(graph, named)
+
+    def gradients(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the gradients of the weights in their order."""
+        found = self.differentiate(cotangents)
+        return [found.get(name) for name in self._names]
+
+    def _check_potential(self) -> None:
+        """Check that the potential is of the kind that was compiled."""
+        kind = self._potential.dtype, self._potential.device
+        if kind != self._kind:
+            (before, where), (now, device) = self._kind, kind
+            raise ValueError(
+                f"this potential was compiled for training in {before} on {where} and is in {now} on {device} now; "
+                "make another LearningPotential"
+            )
+        learned = [name for name in self._frozen if self._parameters[name].requires_grad]
+        if learned and torch.is_grad_enabled():
+            raise ValueError(
+                f"{min(learned)} was frozen when this potential was compiled for training and is learned now; make "
+                "another LearningPotential"
+            )
+
+
+class CompiledLearning(LearningPotential):
+    """A potential that learns as compiled C++, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        As of `LearningPotential`.
+    NoCompilerError
+        If there is no C++ compiler, or it fails.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        check_supported(potential, device="cpu")
+        super().__init__(potential)
+        self._library = load_library(training_source(self._program, potential.dtype), HEADERS)
+        fields = self._program.fields
+        self._used = fields.keys()
+        self._tables = self._program.gradients
+        self._arguments = ctypes_struct("Arguments", fields)(
+            n_species=len(potential.elements),
+            n_intervals=INTERVALS[potential.dtype],
+            per_length=INTERVALS[potential.dtype] / potential.cutoff,
+        )
+        self._memory: dict[Array, Tensor] = {}
+        self._capacity = self._sizes = {"node": -1, "edge": -1}  # no memory yet
+        self._weights: dict[str, Tensor] = {}  # of the last call
+        self._indices: dict[str, Tensor] = {}
+
+    def run(self, graph: AtomicGraph, weights: Mapping[str, Tensor]) -> list[Tensor]:  # noqa: D102
+        species = checked_species(graph, self._potential)
         centers, neighbors, vectors = _near_pairs(graph, self._potential.cutoff)
         self._reserve({"node": graph.n_atoms, "edge": len(centers)})
         rows = torch.searchsorted(centers, torch.arange(graph.n_atoms + 1))
         first_atoms = _first_atoms(graph, rows, torch.get_num_threads() if threads_may_run() else 1)
         self._indices = {"rows": rows, "neighbors": neighbors, "species": species, "first_atoms": first_atoms}
-        self._weights = dict(zip(self._names, weights, strict=True))
-        transposed = {new: self._weights[name].t() for name, new in self._program.transposed.items()}
-        self._weights = {name: x.detach().contiguous() for name, x in (self._weights | transposed).items()}
+        self._weights = {name: x.contiguous() for name, x in weights.items()}
         self._arguments.n_threads = len(first_atoms) - 1
         for name, tensor in (self._indices | self._weights).items():
             if name in self._used:
@@ -123,8 +170,7 @@ class LearningPotential:
         self._library.predict(ctypes.byref(self._arguments))
         return [self._rows(array).reshape(graph.n_atoms, *size).clone() for array, size in RESULTS.items()]
 
-    def gradients(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return the gradients of the weights of the last call, from those of its results."""
+    def differentiate(self, cotangents: Sequence[Tensor]) -> dict[str, Tensor]:  # noqa: D102
         for array, cotangent in zip(RESULTS, cotangents, strict=True):
             self._rows(gradient_array(array, "g_")).copy_(cotangent.flatten())
         of_threads: dict[str, Tensor] = {}
@@ -134,26 +180,8 @@ class LearningPotential:
             setattr(self._arguments, name, address(name, x, weight.dtype, tuple(x.shape)))
         self._library.differentiate(ctypes.byref(self._arguments))
         found = {name: x[0] if len(x) == 1 else x.sum(0) for name, x in of_threads.items()}
-        for source, target, name in self._program.outers:
-            x, y = (self._rows(array).view(-1, array.width) for array in (source, target))
-            found[name] = torch.addmm(found[name], x.t(), y) if name in found else x.t() @ y
-        return [found.get(name) for name in self._names]
-
-    def _check_potential(self) -> None:
-        """Check that the potential is of the kind that was compiled."""
-        kind = self._potential.dtype, self._potential.device
-        if kind != self._kind:
-            (before, _), (now, device) = self._kind, kind
-            raise ValueError(
-                f"this potential was compiled for training in {before} on the CPU and is in {now} on {device} now; "
-                "make another LearningPotential"
-            )
-        learned = [name for name in self._frozen if self._parameters[name].requires_grad]
-        if learned and torch.is_grad_enabled():
-            raise ValueError(
-                f"{min(learned)} was frozen when this potential was compiled for training and is learned now; make "
-                "another LearningPotential"
-            )
+        add_outers(found, self._program.outers, lambda array: self._rows(array).view(-1, array.width))
+        return found
 
     def _rows(self, array: Array) -> Tensor:
         return self._memory[array][: self._sizes[array.rows] * array.stride]
@@ -170,6 +198,20 @@ class LearningPotential:
             setattr(self._arguments, array.identifier, address(array.identifier, x, dtype, tuple(x.shape)))
 
 
+def add_outers(found: dict[str, Tensor], outers: Iterable[Outer], rows: Callable[[Array], Tensor]) -> None:
+    """Add the gradients of matrices to those that were found.
+
+    Parameters
+    ----------
+    found : name -> gradient
+    outers : of the program
+    rows : array -> what it holds, (n, width)
+    """
+    for source, target, name in outers:
+        x, y = rows(source), rows(target)
+        found[name] = torch.addmm(found[name], x.t(), y) if name in found else x.t() @ y
+
+
 class _Evaluation(torch.autograd.Function):
     """Results from the weights of a program."""
 
@@ -177,7 +219,7 @@ class _Evaluation(torch.autograd.Function):
     def forward(ctx: Any, learning: LearningPotential, graph: AtomicGraph, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.learning = learning
         with learning.lock.now:
-            results = learning.run(graph, weights)
+            results = learning.called(graph, weights)
             ctx.call = learning.call
         return tuple(results)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recipe import FitSection, RunSection
 from .optimizers import make_optimizers
-from .step import Batch, CompiledStep, Loss, gradients
+from .step import Batch, CompiledStep, Loss, RecordedStep, gradients
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class FitSettings:
     ----------
     optimization : of the recipe, with its number of epochs
     seed : of the order of frames
-    compile : whether the step is compiled by torch, if the network has no compiled C++ of its own
+    compile : whether the step is compiled by torch, if there is no code generated for the network
     identity : plain data that must be the same when a run is resumed
     """
 
@@ -104,7 +104,7 @@ class TrainingModule(pl.LightningModule):
         self.last_measures: Sequence[Measure] = []  # on validation frames
         self.loss = loss
         self._model = [model]  # in a list: a module would be registered, and its weights twice
-        self._step: CompiledStep | partial[tuple[Tensor, list[Tensor]]] = partial(gradients, loss)
+        self._step: CompiledStep | RecordedStep | partial[tuple[Tensor, list[Tensor]]] = partial(gradients, loss)
         self._seconds_before = 0.0  # of sessions before this one
         self._started = time.monotonic()
         self._n_steps = self._waited = self._waited_for_plateau = 0
@@ -115,8 +115,8 @@ class TrainingModule(pl.LightningModule):
         self._averaged: dict[str, Tensor] = {}
         self._validated = False  # in this epoch
 
-    def predict_by_cpp(self) -> bool:
-        """Have the network predict by compiled C++ until `on_fit_end`; return whether there is such a form."""
+    def predict_by_generated_code(self) -> bool:
+        """Have the network predict by code generated for it until `on_fit_end`; return whether there is any."""
         return False
 
     @abstractmethod
@@ -157,7 +157,10 @@ class TrainingModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Start the clock, and compile."""
         self._started = time.monotonic()
-        if not self.predict_by_cpp() and self.settings.compile:
+        if self.predict_by_generated_code():
+            if self.device.type == "cuda":
+                self._step = RecordedStep(self.loss)
+        elif self.settings.compile:
             self._step = CompiledStep(self.loss)
         self.progress_at_start = self._progress(0)
 

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from ase_segnn.codegen.rules import unsupported
 from ase_segnn.engines.build import NoCompilerError
-from ase_segnn.engines.learning import LearningPotential
+from ase_segnn.engines.kernel_learning import KernelLearning
+from ase_segnn.engines.learning import CompiledLearning
 from ase_segnn.labels import LABELS
 from ase_segnn.model.potential import Potential
 from ase_segnn.quantities import COMPONENTS, MILLI, QUANTITIES, VOIGT
@@ -24,7 +25,7 @@ from ..data.batches import BatchLimits, LabeledGraph, divide, padded_batch
 from ..data.subset import Subset
 from ..recipe import Recipe
 from .module import Measure, TrainingModule, fit_settings
-from .step import CompiledStep, PotentialLoss
+from .step import CompiledStep, PotentialLoss, RecordedStep
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class PotentialModule(TrainingModule):
         mine = batches[self.trainer.global_rank :: world]
         mine += [[]] * (n_steps - len(mine))
         collate = self._batch
-        if isinstance(self._step, CompiledStep):
+        if isinstance(self._step, CompiledStep | RecordedStep):
             collate = padded_batch(self._limits, store.cutoff, self._a_number)
         return DataLoader(self._training, batch_sampler=mine, collate_fn=collate)
 
@@ -85,18 +86,21 @@ class PotentialModule(TrainingModule):
         batches = divide(mine, store.n_atoms, store.n_edges, _VALIDATION_LIMITS)
         return DataLoader(self._validation, batch_sampler=batches or [[]], collate_fn=self._batch)
 
-    def predict_by_cpp(self) -> bool:
-        """Predict by compiled C++, unless the network has no such form or `compile` is False."""
+    def predict_by_generated_code(self) -> bool:
+        """Predict by compiled C++ or kernels, unless the network has no such form or `compile` is False."""
         assert isinstance(self.loss, PotentialLoss)
         potential = self.loss.potential
-        if not self._compile or potential.device.type != "cpu" or unsupported(potential) is not None:
+        if not self._compile or unsupported(potential) is not None:
+            return False
+        learns = {"cpu": CompiledLearning, "cuda": KernelLearning}.get(potential.device.type)
+        if learns is None:
             return False
         try:
-            self.loss.learning = LearningPotential(potential)
-        except NoCompilerError as error:
+            self.loss.learning = learns(potential)
+        except (NoCompilerError, ImportError) as error:
             if self._compile is True:
                 raise
-            logger.warning("training without compiled C++, which takes several times as long: %s", error)
+            logger.warning("training without generated code, which takes several times as long: %s", error)
             return False
         return True
 

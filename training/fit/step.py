@@ -1,7 +1,8 @@
 """One training step: the loss of a batch and its gradient with respect to the weights.
 
-Predictions are those of plain torch or of compiled C++ (`PotentialLoss.learning`). `CompiledStep` has torch compile
-loss and gradient as a whole, for networks and devices without C++.
+Predictions are those of plain torch, or of generated code (`PotentialLoss.learning`). On a GPU, `RecordedStep` launches
+all that this takes as one CUDA graph. `CompiledStep` has torch compile loss and gradient as a whole, for networks that
+have no generated code.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ase_segnn.engines.captured import Recorder, record_cuda_graph
 from ase_segnn.engines.learning import LearningPotential
 from ase_segnn.graphs.atomic_graph import AtomicGraph
 from ase_segnn.model.potential import Potential, Prediction
@@ -87,7 +89,7 @@ class PotentialLoss(Loss):
         super().__init__()
         self.potential = potential
         self.kind, self.delta, self.stress = kind, delta, stress
-        self.learning: LearningPotential | None = None  # predicts instead of `potential` during a fit by compiled C++
+        self.learning: LearningPotential | None = None  # predicts instead of `potential` during a fit
 
     def forward(self, batch: LabeledGraph, coefficients: Tensor) -> Tensor:
         """Loss of a batch, () float64, with coefficients (3,) of energies, forces and stresses."""
@@ -174,6 +176,41 @@ class CompiledStep:
             return [loss.detach(), *derivatives]
 
         return function
+
+
+class RecordedStep:
+    """The loss and all its gradients, recorded once as a CUDA graph and launched together.
+
+    What is recorded is for batches of the first batch's shape. Other batches take the plain way. Results are written
+    over by the next call.
+
+    Parameters
+    ----------
+    loss : its parameters are read where they are at each call
+    record : what records a function and can run it again, as `record_cuda_graph` does
+    """
+
+    def __init__(self, loss: Loss, *, record: Recorder = record_cuda_graph) -> None:
+        self._loss, self._record = loss, record
+        self._still: list[Tensor] = []  # what everything recorded acts on
+        self._recorded: tuple[tuple[Tensor, list[Tensor]], Callable[[], None]] | None = None
+
+    def __call__(self, batch: Batch, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return what `gradients` returns."""
+        tensors = [coefficients, *batch.tensors()]
+        if self._recorded is None:
+            still = self._still = [tensor.clone() for tensor in tensors]
+            kind = type(batch)
+            self._recorded = self._record(
+                lambda: gradients(self._loss, kind.from_tensors(still[1:]), still[0]), coefficients.device
+            )
+        elif [tensor.shape for tensor in tensors] != [tensor.shape for tensor in self._still]:
+            return gradients(self._loss, batch, coefficients)
+        for target, tensor in zip(self._still, tensors, strict=True):
+            target.copy_(tensor)
+        results, replay = self._recorded
+        replay()
+        return results
 
 
 def gradients(loss: Loss, batch: Batch, coefficients: Tensor) -> tuple[Tensor, list[Tensor]]:
