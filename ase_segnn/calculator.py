@@ -90,11 +90,11 @@ class SEGNNCalculator(Calculator):
     compile : how the potential is evaluated; results are the same up to rounding, which is checked at first use.
         The attribute `engine` tells what was chosen and why
 
-        - "auto": on a CPU as compiled C++, if there is a compiler such as g++ and the messages of the network have one
-          gate, which is the default; else in plain torch, with a warning. Compiling takes some seconds at the first
-          evaluation on a machine, see `ase_segnn.engines.build`
-        - True: the same, but an error where "auto" gives a warning. On a GPU all operations are recorded and launched
-          together from then on, as a CUDA graph
+        - "auto": as compiled C++ on a CPU, if there is a compiler such as g++, or as Triton kernels on a GPU, if the
+          messages of the network have one gate, which is the default; else in plain torch, with a warning. Compiling
+          takes some seconds at the first evaluation on a machine, on a GPU a minute
+        - True: the same, but where "auto" gives a warning, an error on a CPU, and on a GPU the operations of plain
+          torch, recorded as a CUDA graph
         - False: plain torch
     max_deviation : eV/Å, for a committee: where `forces_std` of an atom exceeds it, the structure is unlike the
         training data. Looked at whenever forces are computed

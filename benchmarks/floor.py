@@ -26,8 +26,9 @@ from speed import SYSTEMS
 
 from ase_segnn import Potential, PotentialConfig, SEGNNCalculator
 from ase_segnn.codegen.cpp import HEADERS, preamble
+from ase_segnn.codegen.expressions import Tape
 from ase_segnn.codegen.potentials import program_of
-from ase_segnn.codegen.program import Loop, Product, Program
+from ase_segnn.codegen.program import Loop, Product
 from ase_segnn.engines.build import load_library
 from ase_segnn.graphs.neighbors import neighbor_list
 from ase_segnn.model.config import NetworkConfig
@@ -98,7 +99,7 @@ class Job:
         pairs = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, potential.cutoff)
         loops = [step for step in program.steps if isinstance(step, Loop)]
         per_atom, per_edge = (
-            sum(step.channels * _operations_per_channel(program, step) for step in loops if step.over == over)
+            sum(step.channels * operations_per_channel(program.tape, step) for step in loops if step.over == over)
             for over in ("nodes", "edges")
         )
         self.atom_operations = per_atom
@@ -135,13 +136,13 @@ def _best(function: Callable[[], object], repetitions: int) -> float:
     return min(times)
 
 
-def _operations_per_channel(program: Program, loop: Loop) -> int:
+def operations_per_channel(tape: Tape, loop: Loop) -> int:
     """Operations with vectors per turn of a loop, sums over edges among them."""
-    nodes = [program.tape.nodes[index] for index in program.tape.needed(loop.values)]
+    nodes = [tape.nodes[index] for index in tape.needed(loop.values)]
     made = sum(_OPERATIONS.get(node.operation, 0) for node in nodes if node.is_vector)
     if loop.over == "nodes":
         return made
-    return made + sum(program.tape.nodes[store.value].is_vector and store.leaf.at != "edge" for store in loop.stores)
+    return made + sum(tape.nodes[store.value].is_vector and store.leaf.at != "edge" for store in loop.stores)
 
 
 def _products_alone(shapes: list[tuple[int, int, int]], dtype: torch.dtype, channels: int) -> Callable[[], None]:

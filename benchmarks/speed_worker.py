@@ -110,6 +110,7 @@ def ase_segnn(
     skin: float = 1.0,
     compile_it: bool | str = "auto",
     like: str | None = None,
+    device: str = "cpu",
 ) -> Calculator:
     """Return ours, with 2 layers or in the shape of a shipped potential."""
     import torch
@@ -131,11 +132,11 @@ def ase_segnn(
             network=network if like is None else read_header(path_of(like)).config.network,
         )
     )
-    return SEGNNCalculator(potential, device="cpu", dtype=dtype, skin=skin, compile=compile_it)
+    return SEGNNCalculator(potential, device=device, dtype=dtype, skin=skin, compile=compile_it)
 
 
-def mace(dtype: str, *, irreps: str, cutoff: float) -> Calculator:
-    """Return MACE with two interactions and correlation order 3."""
+def mace(dtype: str, *, irreps: str, cutoff: float, device: str = "cpu", **options: bool) -> Calculator:
+    """Return MACE with two interactions and correlation order 3; options are those of its calculator."""
     import torch
 
     torch.serialization.add_safe_globals([slice])  # a file that e3nn 0.4.4 loads when it is imported
@@ -165,16 +166,16 @@ def mace(dtype: str, *, irreps: str, cutoff: float) -> Calculator:
         atomic_inter_scale=1e-3,
         atomic_inter_shift=0.0,
     )
-    return MACECalculator(models=[model], device="cpu", default_dtype=dtype)
+    return MACECalculator(models=[model.to(device)], device=device, default_dtype=dtype, **options)
 
 
-def nequip(dtype: str, *, cutoff: float, preset: str | None = None, **shape: object) -> Calculator:
+def nequip(dtype: str, *, cutoff: float, preset: str | None = None, device: str = "cpu", **shape: object) -> Calculator:
     """Return NequIP under AOTInductor."""
     from nequip.model import NequIPGNNModel, PresetNequIPGNNModel
 
     if preset is not None:
-        return _compiled(dtype, cutoff, lambda **common: PresetNequIPGNNModel(preset=preset, **common))
-    return _compiled(dtype, cutoff, lambda **common: NequIPGNNModel(**shape, **common))
+        return _compiled(dtype, cutoff, lambda **common: PresetNequIPGNNModel(preset=preset, **common), device)
+    return _compiled(dtype, cutoff, lambda **common: NequIPGNNModel(**shape, **common), device)
 
 
 def allegro(dtype: str, *, cutoff: float, l_max: int, num_layers: int) -> Calculator:
@@ -271,7 +272,7 @@ def _only(has: str, dtype: str) -> None:
         sys.exit(f"this contestant has {has} only")
 
 
-def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) -> Calculator:
+def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module], device: str = "cpu") -> Calculator:
     """Do what ``nequip-compile --mode aotinductor --target ase`` does with a trained model."""
     import torch
     from ase.build import bulk
@@ -304,8 +305,8 @@ def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) 
     metadata |= {NEQUIP_AOTI_OUTPUTS_KEY: serialize_aoti_keys(ASE_TARGET["output"])}
     path = Path(tempfile.mkdtemp()) / "model.nequip.pt2"
     aot_export_model(
-        model=model,
-        device="cpu",
+        model=model.to(device),
+        device=device,
         input_fields=ASE_TARGET["input"],
         output_fields=ASE_TARGET["output"],
         data=data,
@@ -313,7 +314,7 @@ def _compiled(dtype: str, cutoff: float, build: Callable[..., torch.nn.Module]) 
         output_path=str(path),
         inductor_configs={"aot_inductor.metadata": metadata},
     )
-    return NequIPCalculator.from_compiled_model(path, device="cpu", chemical_species_to_atom_type_map=True)
+    return NequIPCalculator.from_compiled_model(path, device=device, chemical_species_to_atom_type_map=True)
 
 
 # name -> distribution, and how to build it for a dtype

@@ -1,4 +1,4 @@
-"""What evaluates a potential: plain torch, compiled C++ on a CPU, or a recorded CUDA graph on a GPU.
+"""What evaluates a potential: plain torch, compiled C++ on a CPU, Triton kernels or a recorded CUDA graph on a GPU.
 
-`learning` is what trains one: compiled C++ whose results can be differentiated by the weights.
+`learning` and `kernel_learning` are what trains one: generated code whose results can be differentiated by the weights.
 """

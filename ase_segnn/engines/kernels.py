@@ -202,17 +202,10 @@ class TritonPotential:
         check_triton()
         self._potential, self._record = potential, record
         self._lock = Lock()
-        program = _program(potential)
-        device = potential.device
-        self._n_forward = sum(not isinstance(step, Total) for step in program.steps[: program.n_forward])
-        steps = [step for step in program.steps if not isinstance(step, Total)]
-        scattered = [array for step in steps for array, at in step.writes if at == "neighbor"]
-        kept = (ATOM_ENERGIES, COUNTED, FORCES, VIRIALS)
-        self.program = KernelProgram(program.tape, steps, potential, kept, scattered)
-        self.program.weights = {name: weight.to(device) for name, weight in program.weights.items()}
+        self.program, self._n_forward = inference_kernels(potential)
         self._taken: tuple[Tensor, ...] = ()  # what the indices of the last graph were
         self._graph: AtomicGraph | None = None  # which everything recorded acts on
-        self._rows = self._species = torch.empty(0, dtype=torch.int64, device=device)
+        self._rows = self._species = torch.empty(0, dtype=torch.int64, device=potential.device)
         self._recordings: dict[bool, tuple[Tensor, Callable[[], None]]] = {}
         self._sizes = Sizes(0, 0, 0)
         compare(potential, partial(self.evaluate, stress=True), "use compile=False, and ")
@@ -304,6 +297,17 @@ class TritonPotential:
             of_atoms.view(-1, 3)[: graph.n_atoms] if forces else None,
             stresses.view(-1, 3, 3)[: graph.n_structures] if stress else None,
         )
+
+
+def inference_kernels(potential: Potential) -> tuple[KernelProgram, int]:
+    """Return the steps of energies, forces and virials, and how many of them the energies need."""
+    program = _program(potential)
+    steps = [step for step in program.steps if not isinstance(step, Total)]
+    scattered = [array for step in steps for array, at in step.writes if at == "neighbor"]
+    kept = (ATOM_ENERGIES, COUNTED, FORCES, VIRIALS)
+    kernels = KernelProgram(program.tape, steps, potential, kept, scattered)
+    kernels.weights = {name: weight.to(potential.device) for name, weight in program.weights.items()}
+    return kernels, sum(not isinstance(step, Total) for step in program.steps[: program.n_forward])
 
 
 def _program(potential: Potential) -> Program:
