@@ -163,7 +163,7 @@ def test_mean_temperature_of_langevin_dynamics(name: str) -> None:
     dynamics = motion.dynamics(step, 0.02 / step * 2, 0.0, rng)
     kelvin: list[float] = []
     dynamics.attach(lambda: kelvin.append(motion.atoms.get_temperature()))
-    dynamics.run(2000 if len(motion.atoms) > 20 else 12000)
+    dynamics.run(2000 if len(motion.atoms) > 20 else 6000)
     # Squared energies of f degrees of freedom spread by 2 / f; values are independent after some 30 steps.
     expected_error = np.sqrt(2 / motion.n_degrees_of_freedom / (len(kelvin) / 30))
     assert np.mean(kelvin[len(kelvin) // 10 :]) == pytest.approx(KELVIN, rel=4 * expected_error)
