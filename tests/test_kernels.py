@@ -77,7 +77,7 @@ def test_results_are_those_of_the_plain_potential(shape: str, dtype: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"one layer", "products of order 4"}))
+@pytest.mark.parametrize("shape", sorted(set(SHAPES) - {"one layer", "products of order 4", "all parities"}))
 def test_every_kind_of_network_has_the_plain_results(shape: str) -> None:
     check(frozen(shape), SYSTEMS["water"])
 
@@ -228,7 +228,7 @@ def test_gradients_of_weights_are_those_of_the_plain_potential() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["natural parity", "products", "three layers", "odd first"])
+@pytest.mark.parametrize("shape", ["natural parity", "products"])
 def test_gradients_of_every_kind_of_network_are_the_plain_ones(shape: str) -> None:
     check_gradients(random_potential(SHAPES[shape]))
 
@@ -249,11 +249,10 @@ def test_stresses_are_learned() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_kernels_compile_for_a_gpu(dtype: str) -> None:
+def test_kernels_compile_for_a_gpu() -> None:
     """Triton and ptxas translate all kernels of an evaluation for a card that need not be there."""
     script = Path(__file__).parent / "compile_kernels.py"
-    command = [sys.executable, str(script), "products", dtype]
+    command = [sys.executable, str(script), "products", "float32"]
     run = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=False
     )
