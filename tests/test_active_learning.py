@@ -26,7 +26,7 @@ from ase_segnn.cli import app
 from ase_segnn.potential_file import Provenance, read_header
 from ase_segnn.training import LabelsNeeded, learn
 from ase_segnn.training.active_learning.exploration import _thinned, explore_and_select
-from ase_segnn.training.active_learning.fits import data_of, recipe_of
+from ase_segnn.training.active_learning.fits import data_of, fitted, is_kept, recipe_of
 from ase_segnn.training.active_learning.folder import LearnFolder
 from ase_segnn.training.active_learning.plan import Plan
 from ase_segnn.training.active_learning.settings import LearnSettings, ladder
@@ -260,6 +260,23 @@ def test_thinned_frames_are_those_that_deviate_most_and_some_of_all_times() -> N
     assert len(thinned) == 20
     assert np.diff(thinned[10:]).min() > 15
     assert _thinned(frames, 200) == frames
+
+
+# ---- fits
+
+
+def test_the_fit_before_stays_where_there_is_much_less_time_now(tmp_path: Path) -> None:
+    before, output = tmp_path / "member-1.safetensors", tmp_path / "round-2" / "member-1.safetensors"
+    assert not is_kept(before, output, 1.0)
+    before.write_bytes(b"weights")
+    history = [{"epoch": 1.0, "validation_forces_RMSE_meV_per_A": 7.0, "validation_energy_RMSE_meV": 3.0}]
+    before.with_suffix(".json").write_text(json.dumps({"history": history, "seconds": 100.0}))
+    assert not is_kept(before, output, 60.0)
+    assert not output.parent.exists()
+    assert is_kept(before, output, 40.0)
+    assert output.read_bytes() == b"weights"
+    assert fitted(output) == fitted(before)
+    assert fitted(output).errors == {"forces_RMSE_meV_per_A": 7.0, "energy_RMSE_meV": 3.0}
 
 
 # ---- the plan

@@ -13,6 +13,7 @@ from random_potentials import SHAPES, random_potential
 from systems import systems
 
 from ase_segnn import Committee, SEGNNCalculator
+from ase_segnn.graphs.verlet import VerletGraphs
 from ase_segnn.model.potential import Potential
 
 ts = pytest.importorskip("torch_sim", reason="needs torch-sim: pip install -e '.[torch-sim]'")
@@ -87,6 +88,42 @@ def test_dynamics_conserves_energy_and_keeps_lists_of_pairs() -> None:
     drift = torch.stack(energies) - energies[0]
     assert drift.abs().max() < 1e-2
     assert all(verlet.builds < 10 for verlet in model._lists)
+
+
+def test_kept_pairs_are_used_only_while_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever moves, changes or is not a number, results are those of a model that keeps nothing."""
+    potential = random_potential(SHAPES["products"]).double()
+    model, looked = SEGNNModel(potential, "cpu", torch.float64), []
+    original = VerletGraphs.graph
+    monkeypatch.setattr(VerletGraphs, "graph", lambda *a, **kw: looked.append(a[0]) or original(*a, **kw))
+    structures = [SYSTEMS[name] for name in PERIODIC]
+    state = ts.io.atoms_to_state(structures, CPU, torch.float64)
+    random = torch.Generator().manual_seed(0)
+
+    def is_looked_up() -> bool:
+        looked.clear()
+        results = model(state)
+        was_looked_up = len(looked) > 0
+        fresh = SEGNNModel(potential, "cpu", torch.float64)(state)
+        for name in ("energy", "forces", "stress"):
+            torch.testing.assert_close(results[name], fresh[name], rtol=1e-9, atol=1e-9)
+        return was_looked_up
+
+    assert is_looked_up()
+    assert not is_looked_up()
+    state.positions = state.positions + 0.05 * torch.randn(state.positions.shape, generator=random, dtype=torch.float64)
+    assert not is_looked_up()
+    state.positions = state.positions + 0.8 * torch.randn(state.positions.shape, generator=random, dtype=torch.float64)
+    assert is_looked_up()
+    state.cell = 1.02 * state.cell
+    assert is_looked_up()
+    assert not is_looked_up()
+    state.atomic_numbers = state.atomic_numbers.flip(0)
+    assert is_looked_up()
+    state.positions = state.positions.clone()
+    state.positions[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        model(state)
 
 
 def test_many_molecules_relax_together() -> None:

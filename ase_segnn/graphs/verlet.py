@@ -92,6 +92,14 @@ class VerletGraphs:
         """How often pairs were searched for."""
         return self._builds
 
+    @property
+    def reference(self) -> Floats | None:
+        """Positions (N, 3) around which the kept pairs were searched for; None if none are kept.
+
+        No pair is missing while nothing but positions changes, and no atom is farther than half the skin from there.
+        """
+        return None if self._kept is None else self._kept.positions
+
     def forget(self) -> None:
         """Search for pairs the next time."""
         self._kept = None

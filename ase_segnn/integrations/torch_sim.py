@@ -10,7 +10,7 @@ Examples
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from ase_segnn.graphs.verlet import VerletGraphs
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 
+_UNCHANGED = ("atomic_numbers", "system_idx", "cell")
 _DTYPES: dict[torch.dtype, Literal["float32", "float64"]] = {torch.float32: "float32", torch.float64: "float64"}
 
 
@@ -72,6 +73,7 @@ class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no type
         self._lists: list[VerletGraphs] = []
         self._graphs: list[AtomicGraph] = []
         self._batch: AtomicGraph | None = None
+        self._kept: _Kept | None = None
 
     def forward(self, state: SimState | dict[str, Any], **_: Any) -> dict[str, Tensor]:
         """Return energies, forces and stresses of the structures of a state.
@@ -98,6 +100,13 @@ class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no type
 
     def _graph_of(self, state: SimState) -> AtomicGraph:
         """Return the graph of all structures, with the pairs of the last one where they hold."""
+        if self._kept is not None and self._kept.holds(state):
+            assert self._batch is not None
+            return self._batch.moved(
+                state.positions.detach().to(self._device, torch.float64),
+                state.row_vector_cell.detach().to(self._device, torch.float64),
+            )
+        self._kept = None
         positions = state.positions.detach().cpu().double().numpy()
         cells = state.row_vector_cell.detach().cpu().double().numpy()
         numbers = state.atomic_numbers.detach().cpu().numpy()
@@ -126,7 +135,40 @@ class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no type
             moved, cell = (torch.cat([getattr(x, name) for x in graphs]) for name in ("positions", "cell"))
             self._batch = self._batch.moved(moved, cell)
         self._graphs = graphs
+        references = [verlet.reference for verlet in self._lists[: len(ends)]]
+        known = [positions for positions in references if positions is not None]
+        if far_pairs and len(known) == len(references):
+            start = torch.as_tensor(np.concatenate(known), device=state.positions.device)
+            unchanged = tuple(getattr(state, name).clone() for name in _UNCHANGED)
+            self._kept = _Kept(start, unchanged, torch.as_tensor(state.pbc).clone(), self._skin / 2)
         return self._batch
+
+
+class _Kept(NamedTuple):
+    """What the pairs of a batch were searched for, where the state is: no copy from a GPU tells whether they hold.
+
+    Parameters
+    ----------
+    positions : (N, 3)
+    unchanged : tensors of the state by the names in `_UNCHANGED`
+    pbc : of the state
+    farthest : Å, that an atom may have moved
+    """
+
+    positions: Tensor
+    unchanged: tuple[Tensor, ...]
+    pbc: Tensor
+    farthest: float
+
+    def holds(self, state: SimState) -> bool:
+        """Whether no pair can be missing: nothing but positions has changed, and these by little."""
+        now = [getattr(state, name) for name in _UNCHANGED]
+        if any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(now, self.unchanged, strict=True)):
+            return False
+        if not torch.equal(torch.as_tensor(state.pbc), self.pbc):
+            return False
+        moved = (state.positions.detach().double() - self.positions).square().sum(1).max()
+        return bool(moved <= self.farthest**2)  # not if one is not a number
 
 
 def _have_the_same_pairs(a: AtomicGraph, b: AtomicGraph) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase.io
 import torch
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _VALIDATED, _FIRST = 10, 4  # each tenth label is for validation, from which place on
 # In the same time, steps of a single frame learn less.
 _FRAMES, _MOST_EDGES = 5, 1000  # of a step
+_LEAST_SHARE = 0.5  # of the time of the fit before, for another fit
 _OF_ERRORS = "validation_"
 
 
@@ -132,10 +134,33 @@ def fit_member(labels: Path, raw: dict[str, Any], start: Path | None, folder: Pa
     save_potential(potential.requires_grad_(False).eval(), output, provenance=Provenance(), overwrite=True)
 
 
-def fitted(output: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Return the history of a fit that `fit_member` wrote, and the best errors on validation frames."""
-    history = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["history"]
+class Fit(NamedTuple):
+    """What is known of a fit: its history, the best errors on validation frames, and its duration in seconds."""
+
+    history: list[dict[str, float]]
+    errors: dict[str, float]
+    seconds: float
+
+
+def fitted(output: Path) -> Fit:
+    """Return what is known of the fit that `fit_member` wrote."""
+    known = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
     name = _OF_ERRORS + QUANTITIES["forces"].error_name("RMSE")
+    history = known["history"]
     best = min((entry for entry in history if entry.get(name) is not None), key=lambda entry: entry[name])
     errors = {key.removeprefix(_OF_ERRORS): value for key, value in best.items() if key.startswith(_OF_ERRORS)}
-    return history, errors
+    return Fit(history, errors, known["seconds"])
+
+
+def is_kept(before: Path, output: Path, seconds: float) -> bool:
+    """Take the fit of the round before as that of this one, if there is one and much less time now; tell whether so.
+
+    A fit that is broken off soon forgets more than it learns.
+    """
+    if not before.is_file() or seconds >= _LEAST_SHARE * fitted(before).seconds:
+        return False
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".json", ".safetensors"):  # the potential last, since it stands for all
+        with written_whole(output.with_suffix(suffix)) as temporary:
+            shutil.copyfile(before.with_suffix(suffix), temporary)
+    return True

@@ -22,7 +22,7 @@ from ..data import Frame
 from ..labeling import Attempt, Labelers, LabelFile, label_queue
 from ..labeling.workers import n_cores
 from .exploration import explore_and_select
-from .fits import fitted, raw_recipe
+from .fits import fitted, is_kept, raw_recipe
 from .folder import FRESH, LearnFolder
 from .fresh import fresh_frames
 from .outcome import LearnResult, concluded_run
@@ -206,7 +206,7 @@ class Loop:
             folder.add_round(last)
             self._told_round(last)
         committee = _joined(members, folder.work / f"round-{number}" / "committee.safetensors")
-        best = min(members, key=lambda path: math.prod(fitted(path)[1].values()))
+        best = min(members, key=lambda path: math.prod(fitted(path).errors.values()))
         chosen = committee if settings.committee else best
         self._stage(FRESH, lambda: self._fresh_frames(chosen, plan.dynamics_seconds), self._fresh)
         self._tell("report")
@@ -294,6 +294,8 @@ class Loop:
         tasks = []
         for member, output in enumerate(outputs):
             before = self._folder.work / f"round-{number - 1}" / output.name
+            if output.is_file() or is_kept(before, output, seconds / n_turns):
+                continue
             optimization = {**raw.get("optimization", {}), "max_time": seconds / n_turns}
             recipe = {
                 "validate_every": _ONLY_AT_THE_END,
@@ -301,20 +303,19 @@ class Loop:
                 "seed": (settings.seed + member) % 2**32,
                 "optimization": optimization,
             }
-            if not output.is_file():
-                tasks.append(
-                    {
-                        "kind": "fit",
-                        "labels": str(self._folder.labels),
-                        "recipe": recipe,
-                        "start": str(before) if before.is_file() else None,
-                        "folder": str(folder / output.stem),
-                        "output": str(output),
-                    }
-                )
+            tasks.append(
+                {
+                    "kind": "fit",
+                    "labels": str(self._folder.labels),
+                    "recipe": recipe,
+                    "start": str(before) if before.is_file() else None,
+                    "folder": str(folder / output.stem),
+                    "output": str(output),
+                }
+            )
         if tasks:
             run_tasks(tasks, folder, lambda _: self._tell(f"round {number}, fitting"))
-        found = [fitted(output)[1] for output in outputs]
+        found = [fitted(output).errors for output in outputs]
         return outputs, {name: float(np.mean([errors[name] for errors in found])) for name in found[0]}
 
     def _plan(self) -> Plan:

@@ -97,7 +97,7 @@ def concluded_run(
             potential,
             recipe,
             provenance_of(recipe, checksums).model_copy(update={"created": now()}),
-            history=fitted(best)[0],
+            history=fitted(best).history,
             minutes=folder.seconds / 60,
             n_frames=len(data.training),
             labels="" if report is None else report.line(),

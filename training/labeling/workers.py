@@ -280,6 +280,8 @@ class _Place:
     def here(cls, workers: int, log: Path | None) -> _Place:
         environment = dict(os.environ)
         environment.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // workers)))
+        # beside other programs, threads that wait for each other by turning round make labels a hundred times slower
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         return cls(Path.cwd(), environment, None if log is None else log.absolute())
 
 
