@@ -201,7 +201,7 @@ def test_without_triton_plain_torch_runs_and_says_so(
 
 def test_wrong_results_are_found_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "compare", native.compare)
-    monkeypatch.setattr(kernels.KernelProgram, "run", lambda self, *_: self.memory[FORCES].fill_(1.0))
+    monkeypatch.setattr(kernels.KernelProgram, "run", lambda self, *_, **__: self.memory[FORCES].fill_(1.0))
     with pytest.raises(RuntimeError, match="of the compiled potential are wrong by"):
         TritonPotential(frozen("scalars alone"), record=RunEachTime())
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import linecache
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -83,24 +84,25 @@ class KernelProgram:
         self._module = load_kernels(self._kernels.source())
         used = dict.fromkeys(array for step in self._steps for array, _ in [*step.reads, *step.writes])
         kept = set(kept)
-        self.of_rows = {rows: [x for x in used if x.rows == rows] for rows in ("node", "edge")}
         self._kept = [x for x in kept if x.rows in ("node", "edge")]
         self._places = {
-            rows: places(self._steps, [x for x in arrays if x not in kept], self._size_of)
-            for rows, arrays in self.of_rows.items()
+            rows: places(self._steps, {x for x in used if x.rows == rows} - kept, self._size_of)
+            for rows in ("node", "edge")
         }
         self._cleared_before: dict[int, list[Array]] = {}
         for array in dict.fromkeys(cleared):
             self._cleared_before.setdefault(self._first_writer(array), []).append(array)
         self.memory: dict[Array, Tensor] = {}
         self._sizes = Sizes(0, 0, 0)
+        # end of the near pairs of each atom, and the neighbors of pairs, the near ones of each atom first
+        self._ends = self._neighbors = torch.empty(0, dtype=torch.int64, device=self.device)
 
     @property
     def bytes_of_row(self) -> dict[str, int]:
         """Bytes that an atom takes, and an edge."""
         lasting = {
             rows: sum(self._size_of(x) for x in self._kept if x.rows == rows) + self._size_of_shared(rows)
-            for rows in self.of_rows
+            for rows in self._places
         }
         return {rows: size * self._dtype.itemsize for rows, size in lasting.items()}
 
@@ -118,7 +120,7 @@ class KernelProgram:
             dtype = torch.float64 if array.is_double else self._dtype
             self.memory[array] = torch.empty(n_rows[array.rows], array.stride, dtype=dtype, device=self.device)
         empty = partial(torch.empty, dtype=torch.int64, device=self.device)
-        self.ends, self.neighbors = empty(sizes.atoms), empty(sizes.edges)
+        self._ends, self._neighbors = empty(sizes.atoms), empty(sizes.edges)
 
     def select_pairs(self, graph: AtomicGraph, rows: Tensor) -> None:
         """Put the pairs of each atom first that are closer than the cutoff."""
@@ -130,8 +132,8 @@ class KernelProgram:
             graph.cell,
             graph.cell_shifts,
             self._cutoff,
-            self.ends,
-            self.neighbors,
+            self._ends,
+            self._neighbors,
             self.memory[VECTORS],
             LANES=_LANES,
             num_warps=1,
@@ -140,7 +142,8 @@ class KernelProgram:
     def run(self, rows: Tensor, species: Tensor, first: int = 0, end: int | None = None) -> None:
         """Run the steps, or those from the first to before the end, for the pairs that were selected."""
         n_atoms = self._sizes.atoms
-        head = (rows, self.ends, self.neighbors, species, n_atoms, self._n_species, self._n_intervals, self._per_length)
+        numbers = (n_atoms, self._n_species, self._n_intervals, self._per_length)
+        head = (rows, self._ends, self._neighbors, species, *numbers)
         for number, step in enumerate(self._steps[first:end], start=first):
             for array in self._cleared_before.get(number, []):
                 self.memory[array].zero_()
@@ -163,7 +166,7 @@ class KernelProgram:
         return next(k for k, step in enumerate(self._steps) if any(array == one for one, _ in step.writes))
 
     def _size_of(self, array: Array) -> int:
-        """Numbers of the network's precision that a row takes, in fours for the sake of alignment."""
+        """Numbers of the network's precision that a row takes; with rows in fours all arrays begin at 16 bytes."""
         n_bytes = array.stride * (8 if array.is_double else self._dtype.itemsize)
         return -(-n_bytes // self._dtype.itemsize)
 
@@ -231,7 +234,7 @@ class TritonPotential:
         """Copy a graph to where everything recorded finds it, filled up with lone atoms of a further structure."""
         indices = (graph.atomic_numbers, graph.centers, graph.neighbors, graph.cell_shifts, graph.structure)
         n, n_edges, n_structures = graph.n_atoms, graph.n_edges, graph.n_structures
-        if len(indices) != len(self._taken) or any(map(_differ, indices, self._taken)):
+        if not self._taken or any(map(operator.is_not, indices, self._taken)):
             self._taken = ()
             species = checked_species(graph, self._potential)
             sizes = Sizes(class_of(n), class_of(n_edges), n_structures)
@@ -313,10 +316,6 @@ def inference_kernels(potential: Potential) -> tuple[KernelProgram, int]:
 def _program(potential: Potential) -> Program:
     """Return the program of a potential, made on the CPU, where splines are solved for."""
     return program_of(copy.deepcopy(potential).cpu())
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    return a is not b
 
 
 def check_triton() -> None:
