@@ -57,6 +57,7 @@ SHAPES = {
     "products without bounds": _with(_NATURAL, correlation=3, bounded_products=False, l_max_attributes=2),
     "products of order 4": _with(_NATURAL, correlation=4, n_layers=1),
     "shortest distances": _NATURAL.model_copy(update={"shortest_distances": {"H-H": 1.5, "H-O": 1.2, "Cu-Cu": 3.0}}),
+    "both parities": _with(_NATURAL, irreps_hidden="6x0e+2x0o+4x1o+2x1e"),
     "odd first": _with(_NATURAL, irreps_hidden="4x1o+3x0o+5x0e", l_max_attributes=2),
 }
 
