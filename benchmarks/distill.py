@@ -15,12 +15,10 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import Calculator
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from reference_dynamics import labeled_dynamics
 
 from ase_segnn import SEGNNCalculator, evaluate
 from ase_segnn.physics.crystals import elastic_constants, relax
@@ -41,20 +39,16 @@ def dynamics_of_teacher(teacher: Calculator, temperature: float) -> list[Atoms]:
     """Return labeled frames that nothing has learned."""
     atoms = crystal().repeat(2)
     atoms.calc = teacher
-    random = np.random.default_rng(int(temperature))
-    MaxwellBoltzmannDistribution(atoms, temperature_K=2 * temperature, rng=random)
-    dynamics = Langevin(
-        atoms, TIMESTEP * units.fs, temperature_K=temperature, friction=0.02 / units.fs, fixcm=False, rng=random
+    return labeled_dynamics(
+        atoms,
+        temperature,
+        N_FRAMES,
+        timestep=TIMESTEP,
+        equilibration=EQUILIBRATION,
+        interval=INTERVAL,
+        seed=int(temperature),
+        friction=0.02,
     )
-    dynamics.run(EQUILIBRATION)
-    frames = []
-    for _ in range(N_FRAMES):
-        dynamics.run(INTERVAL)
-        frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
-        frame.calc = SinglePointCalculator(frame, **results)
-        frames.append(frame)
-    return frames
 
 
 def microseconds(calculators: dict[str, Calculator], rounds: int = 5) -> dict[str, float]:

@@ -11,11 +11,7 @@ import subprocess
 from pathlib import Path
 
 import ase.io
-import numpy as np
-from ase import Atoms, units
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from reference_dynamics import labeled_dynamics
 
 from ase_segnn import SEGNNCalculator, evaluate
 from ase_segnn.training.labeling import find_reference
@@ -30,18 +26,9 @@ def reference_dynamics(path: Path, temperature: float, number: int, interval: in
         return
     atoms = ase.io.read(STRUCTURE)
     atoms.calc = find_reference("gfn2").calculator(atoms)
-    random = np.random.default_rng(seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=random)
-    dynamics = Langevin(
-        atoms, TIMESTEP * units.fs, temperature_K=temperature, friction=0.01 / units.fs, fixcm=False, rng=random
+    frames = labeled_dynamics(
+        atoms, temperature, number, timestep=TIMESTEP, equilibration=EQUILIBRATION, interval=interval, seed=seed
     )
-    dynamics.run(EQUILIBRATION)
-    frames = []
-    for _ in range(number):
-        dynamics.run(interval)
-        frame = Atoms(atoms.numbers, atoms.positions)
-        frame.calc = SinglePointCalculator(frame, energy=atoms.get_potential_energy(), forces=atoms.get_forces())
-        frames.append(frame)
     ase.io.write(path, frames, format="extxyz")
 
 
