@@ -130,9 +130,7 @@ def n_programs(loop: Loop, n_atoms: int) -> int:
 
 def n_warps(loop: Loop) -> int:
     """Return how many warps a program has: each lane has a channel of its own, or one of four atoms."""
-    if loop.channels:
-        return max(1, _power_of_2(loop.channels) // _CHANNELS_OF_WARP)
-    return 1
+    return max(1, _power_of_2(loop.channels) // _CHANNELS_OF_WARP) if loop.channels else 1
 
 
 def _power_of_2(n: int) -> int:
@@ -217,7 +215,8 @@ class _Writer:
                 self._varying.add(index)
             code = self._code(node)
             self._names[index] = f"t{len(self._names)}"
-            self._place(index).append(f"{self._names[index]} = {code}")
+            place = self._inside if index in self._varying else self._before
+            place.append(f"{self._names[index]} = {code}")
 
     def _varies(self, node: Node) -> bool:
         """Whether the value of an expression changes from edge to edge."""
@@ -227,9 +226,6 @@ class _Writer:
 
     def _row_varies(self, array: Array, at: At) -> bool:
         return self._along_edges and (array.rows in ("edge", "pair") or (at == "neighbor" and array.rows != "once"))
-
-    def _place(self, index: int) -> list[str]:
-        return self._inside if index in self._varying else self._before
 
     def _name(self, index: int) -> str:
         """Return what an expression is called; a number has the precision of what it is combined with."""
