@@ -323,6 +323,14 @@ def test_calculators_that_write_files_are_kept_apart() -> None:
     assert Path(calculator.directory) == Path("runs/process-1")
 
 
+def test_calculators_that_write_nothing_leave_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    crystals = [bulk("Cu"), bulk("Ag"), bulk("Au")]
+    with Labelers("emt", workers=2) as labelers:
+        assert all(attempt.atoms is not None for _, attempt in labelers.label(crystals))
+    assert not list(tmp_path.iterdir())
+
+
 # ---- structures as text
 
 

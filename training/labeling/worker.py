@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
@@ -49,6 +50,8 @@ def main() -> None:
             answer = _labeled(atoms, calculator)
         except Exception as error:  # noqa: BLE001  # calculators raise whatever they stumble over
             answer = {"reason": reason_of(error)}
+        if apart is not None:
+            _remove_if_empty(apart)
         _answer(outbox, {**answer, "seconds": round(time.monotonic() - began, 6)})
 
 
@@ -135,3 +138,10 @@ def _set_apart(calculator: BaseCalculator, folder: str) -> None:
     """Have a calculator write its files to a folder of its own, inside the one that it has."""
     if isinstance(calculator, Calculator | GenericFileIOCalculator):
         calculator.directory = Path(calculator.directory) / folder
+
+
+def _remove_if_empty(calculator: BaseCalculator) -> None:
+    """Remove the folder of a calculator that writes no files: ASE makes one for all calculators at each label."""
+    if isinstance(calculator, Calculator | GenericFileIOCalculator):
+        with suppress(OSError):
+            Path(calculator.directory).rmdir()
