@@ -202,7 +202,9 @@ def test_walks_keep_what_is_fixed_and_move_cells_on_request() -> None:
     committee = two_potentials()
     slab = fcc111("Ar", (1, 1, 3), a=3.6, vacuum=6.0)
     slab.set_constraint(FixAtoms([0]))
+    slab.info["charge"] = 2
     _, found = explore(committee, [slab], [100.0], Band(0.0, 1e9), seconds=60, steps=20, seed=0)
+    assert all(atoms.info["charge"] == 2 for atoms in found)
     assert all((frame.positions[0] == slab.positions[0]).all() for frame in found)
     assert all((frame.constraints[0].index == [0]).all() for frame in found)
     assert np.abs(found[-1].positions[2] - slab.positions[2]).max() > 1e-3
@@ -405,11 +407,16 @@ def make():
 def test_a_reference_that_fails_hangs_and_gives_no_numbers(tmp_path: Path) -> None:
     (tmp_path / "reference.py").write_text(_UNRELIABLE)
     reference = f"{tmp_path / 'reference.py'}:make"
-    result = learn([cluster()], reference, output=tmp_path / "run", limit=3.0, **quick())
+    ion = cluster()
+    ion.info["charge"] = 1
+    result = learn([ion], reference, output=tmp_path / "run", limit=3.0, **quick())
     assert (tmp_path / "hung").exists()
     assert (tmp_path / "nan").exists()
     labels = list(ase.io.iread(tmp_path / "run" / "labels.xyz"))
     assert len(labels) >= 10
+    fresh = list(ase.io.iread(tmp_path / "run" / "fresh.xyz"))
+    assert all(atoms.info["charge"] == 1 for atoms in (*labels, *fresh) if len(atoms) > 1)
+    assert "The structures had charge 1." in (tmp_path / "run" / "run.md").read_text()
     for atoms in labels:
         expected = LennardJones(sigma=2.3, epsilon=0.1, rc=6.0).get_property("energy", Atoms(atoms))
         assert atoms.get_potential_energy() == pytest.approx(expected, abs=1e-6)

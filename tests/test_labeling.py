@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -20,7 +21,8 @@ import ase_segnn
 from ase_segnn import SEGNNCalculator, save_potential
 from ase_segnn.potential_file import Provenance
 from ase_segnn.training.labeling import LabelFile, NoLabelError, Reference, Walkers, find_reference, label
-from ase_segnn.training.labeling.references import GFN2
+from ase_segnn.training.labeling.references import GFN2, OneCalculator
+from ase_segnn.training.labeling.worker import decoded, encoded
 
 REFERENCE = """
 from ase.calculators.lj import LennardJones
@@ -174,6 +176,9 @@ def foreign_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         "chgnet.model": {},
         "chgnet.model.dynamics": {"CHGNetCalculator": Foreign},
         "chgnet.model.model": {"CHGNet": ForeignModel},
+        "so3krates_torch": {},
+        "so3krates_torch.calculator": {},
+        "so3krates_torch.calculator.so3": {"SO3LRCalculator": Foreign},
         "orb_models": {},
         "orb_models.forcefield": {},
         "orb_models.forcefield.pretrained": {"orb_v2": orb_of_old, "orb_v3": orb_of_today},
@@ -201,6 +206,17 @@ def foreign_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         ("chgnet", "CHGNet (chgnet)", ("model {'verbose': False}",), {}),
         ("chgnet:0.3.0", "CHGNet 0.3.0 (chgnet)", ("model {'verbose': False, 'model_name': '0.3.0'}",), {}),
         (
+            "so3lr",
+            "SO3LR (so3krates-torch)",
+            (),
+            {
+                "r_max_lr": 12.0,
+                "dispersion_energy_cutoff_lr_damping": 2.0,
+                "default_dtype": "float64",
+                "device": "cpu",
+            },
+        ),
+        (
             "orb:orb_v2",
             "ORB orb_v2 (orb-models)",
             ("model {'device': 'cpu', 'precision': 'float64'}",),
@@ -225,7 +241,11 @@ def test_potentials_of_other_packages_are_references(
     assert isinstance(calculator, Foreign)
     assert calculator.given == given
     assert calculator.named == {key: str(file) if value == "FILE" else value for key, value in named.items()}
-    reference.check([("a", Atoms("Pu"))])
+    if name == "so3lr":
+        with pytest.raises(ValueError, match="so3lr knows the elements H, C, N, O, F, P, S, Cl, a has Pu"):
+            reference.check([("a", Atoms("Pu"))])
+    else:
+        reference.check([("a", Atoms("Pu"))])
 
 
 @pytest.mark.usefixtures("foreign_packages")
@@ -250,6 +270,7 @@ def test_errors_of_other_packages_are_one_line(monkeypatch: pytest.MonkeyPatch) 
         ("sevennet:7net-0", "sevenn", "sevenn"),
         ("chgnet", "chgnet", "chgnet"),
         ("orb:orb-v3", "orb_models", "orb-models"),
+        ("so3lr", "so3krates_torch", "so3krates-torch"),
     ],
 )
 def test_a_package_that_is_missing_is_named(
@@ -283,6 +304,12 @@ def large_silicon() -> Atoms:
     return bulk("Si", cubic=True) * (2, 2, 2)
 
 
+def ionized(info: dict[str, Any]) -> Atoms:
+    atoms = molecule("H2O")
+    atoms.info |= info
+    return atoms
+
+
 @pytest.mark.parametrize(
     ("atoms", "settings", "message"),
     [
@@ -295,6 +322,12 @@ def large_silicon() -> Atoms:
         (bulk("Si", cubic=True), {}, "no k-points and needs cells of at least 10 Å .* b has 5.43 Å; leave out"),
         (molecule("H2O"), {"multiplicity": 2}, "multiplicity 2 does not go with the 10 electrons of b"),
         (molecule("H2O"), {"charge": 1, "multiplicity": 1}, "multiplicity 1 does not go with the 9 electrons of b"),
+        (ionized({"charge": 1}), {"charge": 0}, "charge 0 is asked for, and b has 1; leave out the option"),
+        (ionized({"spin": 3}), {"multiplicity": 1}, "multiplicity 1 is asked for, and b has 3"),
+        (ionized({"charge": 1, "spin": 3}), {}, "multiplicity 3 does not go with the 9 electrons of b"),
+        (ionized({"charge": 0.5}), {}, "b: the charge of a structure is a whole number, got 0.5"),
+        (ionized({"charge": "many"}), {}, "b: the charge of a structure is a number, got 'many'"),
+        (ionized({"multiplicity": 0}), {}, "b: a multiplicity is 1 or more, got 0"),
     ],
 )
 def test_gfn2_refuses_what_it_cannot_compute(
@@ -320,7 +353,30 @@ def test_gfn2_labels_molecules_and_radicals() -> None:
     assert label(methyl, calculator).get_potential_energy() < -90
     cation = find_reference("gfn2", charge=1)
     assert "charge +1" in cation.description
-    assert label(water, cation.calculator(water)).get_potential_energy() > labeled.get_potential_energy() + 5
+    of_cation = label(water, cation.calculator(water)).get_potential_energy()
+    assert of_cation > labeled.get_potential_energy() + 5
+    by_itself = ionized({"charge": 1})
+    for atoms in (by_itself, decoded(encoded(by_itself))):  # as it travels to a process
+        assert label(atoms, reference.calculator(atoms)).get_potential_energy() == pytest.approx(of_cation)
+    water.set_initial_charges([0.6, 0.2, 0.2])
+    assert label(water, reference.calculator(water)).get_potential_energy() == pytest.approx(of_cation)
+    oxygen = molecule("O2")  # with initial magnetic moments of the triplet
+    assert reference.calculator(oxygen).parameters["multiplicity"] == 3
+
+
+class Ionic(LennardJones):
+    """An energy that depends on the charge in ``info``."""
+
+    def calculate(self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.results["energy"] += atoms.info.get("charge", 0)
+
+
+def test_a_calculator_sees_another_charge_of_the_same_structure() -> None:
+    reference = OneCalculator("ionic", Ionic(sigma=0.5, epsilon=0.1), "ionic")
+    neutral, cation = molecule("H2O"), ionized({"charge": 1})
+    energies = [label(atoms, reference.calculator(atoms)).get_potential_energy() for atoms in (neutral, cation)]
+    assert energies[1] == pytest.approx(energies[0] + 1)
 
 
 # ---- labels

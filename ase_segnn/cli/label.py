@@ -25,13 +25,13 @@ def label(
         str,
         typer.Option(
             help="gfn2, emt, FILE.py:FUNCTION or package.module:FUNCTION that makes an ASE calculator, mace:FILE, "
-            "sevennet:NAME, chgnet, orb:NAME, or segnn:NAME."
+            "sevennet:NAME, chgnet, orb:NAME, so3lr, or segnn:NAME."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Extended-xyz file of the labels.")] = Path("labels.xyz"),
-    charge: Annotated[int | None, typer.Option(help="e, of each frame, for gfn2; default 0.")] = None,
+    charge: Annotated[int | None, typer.Option(help='e, for gfn2; default "charge" of each frame, or 0.')] = None,
     multiplicity: Annotated[
-        int | None, typer.Option(min=1, help="2S + 1, of each frame, for gfn2; default the lowest.")
+        int | None, typer.Option(min=1, help='2S + 1, for gfn2; default "multiplicity" of each frame, or the lowest.')
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that label.")] = 1,
     limit: Annotated[

@@ -29,7 +29,7 @@ def learn(
         str | None,
         typer.Option(
             help="Labels frames: gfn2, emt, FILE.py:FUNCTION or MODULE:CLASS of an ASE calculator, mace:FILE, "
-            "sevennet:NAME, chgnet, orb:NAME, segnn:NAME. Without it labels are made elsewhere, see --export."
+            "sevennet:NAME, chgnet, orb:NAME, so3lr, segnn:NAME. Without it labels are made elsewhere, see --export."
         ),
     ] = None,
     labels: Annotated[int | None, typer.Option(help="The most labels. [default: 500]")] = None,
@@ -40,8 +40,10 @@ def learn(
         str | None, typer.Option(help="K, of the potential's use, such as 300:1500. [default: 300:600]")
     ] = None,
     pressure: Annotated[str | None, typer.Option(help="GPa, of crystals and liquids, such as 0:10.")] = None,
-    charge: Annotated[int | None, typer.Option(help="e, of each structure, for gfn2.")] = None,
-    multiplicity: Annotated[int | None, typer.Option(help="2S + 1, of each structure, for gfn2.")] = None,
+    charge: Annotated[int | None, typer.Option(help='e, for gfn2. [default: "charge" of each structure, or 0]')] = None,
+    multiplicity: Annotated[
+        int | None, typer.Option(help='2S + 1, for gfn2. [default: "multiplicity" of each structure, or the lowest]')
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that label. [default: 1]")] = None,
     limit: Annotated[
         str | None, typer.Option(help="Time per label, such as 10m. [default: 20 times the median]")

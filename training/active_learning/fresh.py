@@ -17,6 +17,7 @@ from ase_segnn.files import written_whole
 from ase_segnn.physics.dynamics import INTERVAL, langevin_run
 from ase_segnn.physics.verdicts import Verdict
 
+from ..labeling.electrons import keep_electrons
 from ..labeling.workers import n_cores
 from .tasks import run_tasks
 
@@ -100,7 +101,8 @@ def dynamics_part(
     def keep(step: int, atoms: Atoms) -> None:
         nonlocal stride
         if step % (stride * INTERVAL) == 0:
-            seen.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+            frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+            seen.append(keep_electrons(frame, atoms))
         if len(seen) >= _MOST_KEPT:
             del seen[1::2]
             stride *= 2

@@ -22,6 +22,7 @@ from ..data import Frame
 from ..data.sources import sha256
 from ..folder import RunFiles, now, provenance_of
 from ..labeling import find_reference
+from ..labeling.electrons import noted_electrons
 from ..recipe import Recipe
 from ..report.predictions import predict_frames
 from ..report.rounds import rounds_sections
@@ -128,6 +129,11 @@ def _with_card(recipe: Recipe, folder: LearnFolder, settings: LearnSettings, str
         limits.append(
             "All labels have one charge and spin, those of the level of theory above. The potential does not know the "
             "charge or spin of a structure and predicts for these alone."
+        )
+    elif noted := {f"{name} {value}": None for atoms in structures for name, value in noted_electrons(atoms).items()}:
+        limits.append(
+            f"The structures had {', '.join(noted)}. The potential does not know the charge or spin of a structure: it "
+            "tells ions apart by the arrangement of their atoms alone."
         )
     rounds = sum(bool(each.rungs) for each in folder.rounds)
     filled = {

@@ -68,7 +68,7 @@ class LearnSettings(Section):
     ----------
     name : of the potential
     reference : as `ase_segnn.training.labeling.find_reference` takes it; None if labels are made elsewhere
-    charge, multiplicity : of each structure, for gfn2
+    charge, multiplicity : for gfn2; None for those of each structure
     labels : the most labels, start and fresh frames included
     max_time : seconds of the whole run; None for an hour beside the labels
     temperatures : K, the coldest and the hottest of the ladder

@@ -18,6 +18,7 @@ from ase_segnn.constraints import check_for_dynamics, for_dynamics, is_free
 from ase_segnn.model.committee import Committee
 from ase_segnn.physics.bonds import n_pieces
 
+from ..labeling.electrons import keep_electrons
 from .rounds import Rung
 
 # Averages over positions do not depend on masses, so that heavy hydrogen allows for long steps.
@@ -216,9 +217,9 @@ def _walk(
 def _frame(
     atoms: Atoms, constraints: list[object], temperature: float, pressure: float | None, deviation: float
 ) -> Atoms:
-    frame = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    frame = keep_electrons(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc), atoms)
     frame.set_constraint(constraints)
-    frame.info = {"temperature": round(temperature, 3), "deviation": round(deviation, 6)}
+    frame.info |= {"temperature": round(temperature, 3), "deviation": round(deviation, 6)}
     if pressure is not None:
         frame.info["pressure_GPa"] = round(pressure, 4)
     return frame

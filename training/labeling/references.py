@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator
+from ase.calculators.calculator import BaseCalculator, Calculator
 from ase.data import atomic_numbers, chemical_symbols
 from ase.geometry import complete_cell
 
+from .electrons import charge_of, multiplicity_of, noted_electrons
 from .labeling import reason_of
 
 _LAST_ELEMENT = 86  # radon, of the parameters of GFN2
@@ -72,10 +73,10 @@ def find_reference(name: str, charge: int | None = None, multiplicity: int | Non
         - module and class or function, such as ``ase.calculators.lj:LennardJones``, to be called without arguments.
           The module is installed, or lies in the working directory
         - a potential of another package: ``mace:FILE``, ``sevennet:NAME`` or ``sevennet:FILE``, ``chgnet`` or
-          ``chgnet:VERSION``, ``orb:NAME``
+          ``chgnet:VERSION``, ``orb:NAME``, ``so3lr``; those that know charges read "charge" in ``info``
         - a potential of this package: ``segnn:NAME`` or ``segnn:FILE``, in float64
-    charge : e, of each structure; for "gfn2" alone, 0 by default
-    multiplicity : 2S + 1; for "gfn2" alone, the lowest by default
+    charge : e, of each structure, for "gfn2" alone; by default what a structure says, or else 0
+    multiplicity : 2S + 1, for "gfn2" alone; by default what a structure says, or else the lowest
 
     Raises
     ------
@@ -87,7 +88,7 @@ def find_reference(name: str, charge: int | None = None, multiplicity: int | Non
         If the name is of another form, or no calculator comes of it.
     """
     if name == "gfn2":
-        return GFN2(charge or 0, multiplicity)
+        return GFN2(charge, multiplicity)
     if charge is not None or multiplicity is not None:
         raise ValueError(
             f"charge and multiplicity are for the reference gfn2; for '{name}' set them in the calculator itself"
@@ -95,7 +96,7 @@ def find_reference(name: str, charge: int | None = None, multiplicity: int | Non
     if name == "emt":
         return EffectiveMedium()
     prefix, colon, rest = name.partition(":")
-    if prefix in _PACKAGES and bool(rest) >= bool(colon or prefix != "chgnet"):
+    if prefix in _PACKAGES and bool(rest) >= bool(colon or prefix not in _ONE_OF_A_KIND):
         return _of_package(prefix, rest)
     file, _, function = name.rpartition(":")
     if Path(file).suffix == ".py":
@@ -105,7 +106,7 @@ def find_reference(name: str, charge: int | None = None, multiplicity: int | Non
         return _of_module(name, in_module["module"], in_module["attribute"])
     raise ValueError(
         "a reference is gfn2, emt, FILE.py:FUNCTION, package.module:FUNCTION, mace:FILE, sevennet:NAME, "
-        f"sevennet:FILE, chgnet, chgnet:VERSION, orb:NAME, segnn:NAME or segnn:FILE; got '{name}'"
+        f"sevennet:FILE, chgnet, chgnet:VERSION, orb:NAME, so3lr, segnn:NAME or segnn:FILE; got '{name}'"
     )
 
 
@@ -117,8 +118,8 @@ class GFN2:
 
     Parameters
     ----------
-    charge : e, of each structure
-    multiplicity : 2S + 1; None for the lowest, 1 or 2
+    charge : e, of each structure; None for what it says itself, see `ase_segnn.training.labeling.electrons`, or else 0
+    multiplicity : 2S + 1; None for what a structure says, or else the lowest, 1 or 2
 
     Raises
     ------
@@ -126,7 +127,7 @@ class GFN2:
         If tblite is missing.
     """
 
-    charge: int = 0
+    charge: int | None = None
     multiplicity: int | None = None
 
     def __post_init__(self) -> None:
@@ -145,7 +146,7 @@ class GFN2:
         return f"GFN2-xTB (tblite {version('tblite')}{charge}{spin})"
 
     def check(self, structures: Iterable[tuple[str, Atoms]]) -> None:
-        """Refuse other elements, slabs and wires, small cells, and a multiplicity that the electrons cannot have."""
+        """Refuse other elements, slabs and wires, small cells, and charges and multiplicities that cannot be."""
         for source, atoms in structures:
             foreign = sorted(number for number in set(atoms.numbers.tolist()) if number > _LAST_ELEMENT)
             if foreign:
@@ -160,19 +161,32 @@ class GFN2:
                     f"gfn2 has no k-points and needs cells of at least {_THINNEST_CELL:g} Å between opposite faces, "
                     f"{source} has {_thickness(atoms):.2f} Å; {_OTHER}"
                 )
-            n_electrons = int(atoms.numbers.sum()) - self.charge
-            if self.multiplicity is not None and (n_electrons + self.multiplicity) % 2 == 0:
+            for name, wanted, told in (
+                ("charge", self.charge, _told(charge_of, atoms, source)),
+                ("multiplicity", self.multiplicity, _told(multiplicity_of, atoms, source)),
+            ):
+                if wanted is not None and told is not None and wanted != told:
+                    raise ValueError(f"{name} {wanted} is asked for, and {source} has {told}; leave out the option")
+            charge, multiplicity = self._electrons(atoms)
+            n_electrons = int(atoms.numbers.sum()) - charge
+            if multiplicity is not None and (n_electrons + multiplicity) % 2 == 0:
                 raise ValueError(
-                    f"multiplicity {self.multiplicity} does not go with the {n_electrons} electrons of {source}; "
-                    "leave it out for the lowest"
+                    f"multiplicity {multiplicity} does not go with the {n_electrons} electrons of {source}; leave it "
+                    "out for the lowest"
                 )
 
     def calculator(self, atoms: Atoms) -> BaseCalculator:
         """Return a new calculator, which knows no earlier structure, so that labels do not depend on their order."""
         from tblite.ase import TBLite
 
-        lowest = 1 + (int(atoms.numbers.sum()) - self.charge) % 2
-        return TBLite(method="GFN2-xTB", charge=self.charge, multiplicity=self.multiplicity or lowest, verbosity=0)
+        charge, multiplicity = self._electrons(atoms)
+        lowest = 1 + (int(atoms.numbers.sum()) - charge) % 2
+        return TBLite(method="GFN2-xTB", charge=charge, multiplicity=multiplicity or lowest, verbosity=0)
+
+    def _electrons(self, atoms: Atoms) -> tuple[int, int | None]:
+        """Charge and multiplicity of a structure, the latter None for the lowest."""
+        charge = charge_of(atoms) if self.charge is None else self.charge
+        return charge or 0, multiplicity_of(atoms) if self.multiplicity is None else self.multiplicity
 
 
 class EffectiveMedium:
@@ -211,6 +225,7 @@ class OneCalculator:
         self, name: str, calculator: BaseCalculator, description: str, elements: Collection[str] | None = None
     ) -> None:
         self._name, self._calculator, self._elements = name, calculator, elements
+        self._noted: dict[str, Any] = {}
         self.description = description
 
     def check(self, structures: Iterable[tuple[str, Atoms]]) -> None:
@@ -218,8 +233,12 @@ class OneCalculator:
         if self._elements is not None:
             _check_elements(self._name, self._elements, structures)
 
-    def calculator(self, atoms: Atoms) -> BaseCalculator:  # noqa: ARG002  # one for all
-        """Return the calculator."""
+    def calculator(self, atoms: Atoms) -> BaseCalculator:
+        """Return the calculator, without results of a structure of another charge or spin."""
+        noted = noted_electrons(atoms)
+        if noted != self._noted and isinstance(self._calculator, Calculator):
+            self._calculator.reset()
+        self._noted = noted
         return self._calculator
 
 
@@ -328,6 +347,15 @@ def _orb(name: str) -> Any:
     return import_module("orb_models.forcefield.calculator").ORBCalculator(loaded, device=device)
 
 
+def _so3lr(_: str) -> Any:
+    return import_module("so3krates_torch.calculator.so3").SO3LRCalculator(
+        r_max_lr=12.0,  # Å, of electrostatics and dispersion, the damping length of the latter as published
+        dispersion_energy_cutoff_lr_damping=2.0,
+        default_dtype="float64",
+        device=_device(),
+    )
+
+
 def _segnn(name: str) -> Any:
     from ase_segnn.calculator import SEGNNCalculator
 
@@ -341,7 +369,10 @@ _PACKAGES: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "chgnet": ("CHGNet", "chgnet", _chgnet),
     "orb": ("ORB", "orb-models", _orb),
     "segnn": ("SEGNN", "ase-segnn", _segnn),
+    "so3lr": ("SO3LR", "so3krates-torch", _so3lr),
 }
+_ELEMENTS = {"so3lr": ("H", "C", "N", "O", "F", "P", "S", "Cl")}
+_ONE_OF_A_KIND = ("chgnet", "so3lr")  # that need no name of a model
 
 
 def _of_package(prefix: str, rest: str) -> OneCalculator:
@@ -358,7 +389,7 @@ def _of_package(prefix: str, rest: str) -> OneCalculator:
     except Exception as error:  # packages raise whatever they stumble over
         raise ValueError(f"'{name}' made no calculator: {reason_of(error)}") from error
     which = f" {Path(rest).name}" if rest else ""
-    elements = calculator.potential.elements if prefix == "segnn" else None
+    elements = calculator.potential.elements if prefix == "segnn" else _ELEMENTS.get(prefix)
     return OneCalculator(prefix, calculator, f"{method}{which} ({_versioned(package)})", elements)
 
 
@@ -377,6 +408,13 @@ def _versioned(package: str) -> str:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
         return package
+
+
+def _told(number_of: Callable[[Atoms], int | None], atoms: Atoms, source: str) -> int | None:
+    try:
+        return number_of(atoms)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _check_elements(name: str, known: Collection[str], structures: Iterable[tuple[str, Atoms]]) -> None:
