@@ -198,6 +198,13 @@ def test_walks_end_at_the_upper_bound_and_keep_the_frame_before() -> None:
     assert rungs[0].n_broken == rungs[0].n_walks > 1
 
 
+def test_molecules_that_part_are_not_broken() -> None:
+    pair = Atoms("Ar2", [[0, 0, 0], [0, 0, 3.0]])  # nearer than a broken bond, farther than a bond
+    [rung], found = explore(two_potentials(), [pair], [3000.0], Band(0.0, 1e9), seconds=60, steps=400, seed=0)
+    assert max(atoms.get_distance(0, 1) for atoms in found) > 4.5
+    assert rung.n_broken == 0
+
+
 def test_walks_keep_what_is_fixed_and_move_cells_on_request() -> None:
     committee = two_potentials()
     slab = fcc111("Ar", (1, 1, 3), a=3.6, vacuum=6.0)

@@ -183,7 +183,7 @@ def _walk(
             tdamp=50 * units.fs,
             pdamp=500 * units.fs,
         )
-    pieces = 0 if atoms.pbc.any() else n_pieces(atoms, _BROKEN_BOND)
+    pieces = 0 if atoms.pbc.any() else n_pieces(atoms)
     hottest = _HOTTEST * temperature * (1 + 3 * np.sqrt(2 / (3 * len(atoms))))
     course.n_walks += 1
     n_steps = 0
