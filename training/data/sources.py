@@ -15,6 +15,7 @@ from ase_segnn.structures import split_source, to_slice
 
 logger = logging.getLogger(__name__)
 
+_DEEPCHEM = "https://raw.githubusercontent.com/deepchem/deepchem/fbe3b911a94a6eb8c84c1a9e7ac67a472c49ea80"
 _BOTNET = "https://raw.githubusercontent.com/davkovacs/BOTNet-datasets/29e6d467317e4b5967b7ea5cbee54de953fa0d45"
 
 # Files by the names recipes use: public address and SHA-256.
@@ -38,6 +39,18 @@ PUBLIC_FILES = {
     "acac/train_300K.xyz": (
         f"{_BOTNET}/dataset_acac/train_300K.xyz",
         "8f5706d6902360555a5be59395612d2afc3489a75688388a58e7275fdad68af3",
+    ),
+    "organic/delaney-processed.csv": (
+        f"{_DEEPCHEM}/datasets/delaney-processed.csv",
+        "8c06a76f0c6487d29ab0f903e6a7a7139f189ab3c1178f159c8be8964602f189",
+    ),
+    "organic/muv.csv.gz": (
+        f"{_DEEPCHEM}/datasets/muv.csv.gz",
+        "93c8b4a37c5996c76e57d5f3f065fb8b7cf1c19067011eff2293fd2a94ce274a",
+    ),
+    "organic/tox21.csv.gz": (
+        f"{_DEEPCHEM}/datasets/tox21.csv.gz",
+        "48b34e4e59a2bae6f95734cd206c1869ab355f50a5e50bb7371a21f861d5e297",
     ),
 }
 
