@@ -237,6 +237,7 @@ def test_potentials_of_other_packages_are_references(
     file.touch()
     reference = find_reference(name.replace("FILE", str(file)))
     assert reference.description == description
+    assert not reference.knows_atoms
     calculator = reference.calculator(starts()[0])
     assert isinstance(calculator, Foreign)
     assert calculator.given == given

@@ -139,7 +139,9 @@ class Loop:
                 f"start-{generation}",
                 lambda: next_frames(self._molecules(), per_generation, hottest, settings.seed),
             )
-        if settings.charge in (None, 0) and settings.multiplicity is None:
+        assert self._labelers is not None
+        is_neutral = settings.charge in (None, 0) and settings.multiplicity is None
+        if is_neutral and self._labelers.reference.knows_atoms:
             self._stage("atoms", lambda: isolated_atoms(self._structures))
         if len(self._molecules()) < _LEAST_START:
             raise ValueError(

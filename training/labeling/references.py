@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -36,7 +36,12 @@ class Reference(Protocol):
     Attributes
     ----------
     description : method and version, for model cards
+    knows_atoms : whether the energy of an atom alone means something; it does not for most learned potentials
     """
+
+    @property
+    def knows_atoms(self) -> bool:
+        """Whether the energy of an atom alone means something."""
 
     @property
     def description(self) -> str:
@@ -129,6 +134,7 @@ class GFN2:
 
     charge: int | None = None
     multiplicity: int | None = None
+    knows_atoms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         try:
@@ -192,6 +198,8 @@ class GFN2:
 class EffectiveMedium:
     """Effective medium theory by ASE: late transition metals and aluminum, for tests and first steps."""
 
+    knows_atoms = True
+
     @property
     def description(self) -> str:
         """Method and version."""
@@ -219,12 +227,19 @@ class OneCalculator:
     calculator : that labels
     description : method and version, for model cards
     elements : that the calculator knows; None to let the first labels show
+    knows_atoms : see `Reference`
     """
 
     def __init__(
-        self, name: str, calculator: BaseCalculator, description: str, elements: Collection[str] | None = None
+        self,
+        name: str,
+        calculator: BaseCalculator,
+        description: str,
+        elements: Collection[str] | None = None,
+        *,
+        knows_atoms: bool = True,
     ) -> None:
-        self._name, self._calculator, self._elements = name, calculator, elements
+        self._name, self._calculator, self._elements, self.knows_atoms = name, calculator, elements, knows_atoms
         self._noted: dict[str, Any] = {}
         self.description = description
 
@@ -390,7 +405,8 @@ def _of_package(prefix: str, rest: str) -> OneCalculator:
         raise ValueError(f"'{name}' made no calculator: {reason_of(error)}") from error
     which = f" {Path(rest).name}" if rest else ""
     elements = calculator.potential.elements if prefix == "segnn" else _ELEMENTS.get(prefix)
-    return OneCalculator(prefix, calculator, f"{method}{which} ({_versioned(package)})", elements)
+    description = f"{method}{which} ({_versioned(package)})"
+    return OneCalculator(prefix, calculator, description, elements, knows_atoms=False)
 
 
 def _device() -> str:
