@@ -46,6 +46,8 @@ def test_store_gives_back_frames_and_graphs(tmp_path: Path) -> None:
     frames = [*labeled_clusters(4), *labeled_crystals(3), Atoms("Ar")]
     frames[1].info["config_type"] = "special"
     frames[2].info["config_energy_weight"] = 3.0
+    frames[0].info |= {"charge": -1, "spin": 2}
+    frames[3].info["charge"] = "unknown"
     store = store_of(frames, tmp_path)
     assert len(store) == 8
     assert store.n_atoms.tolist() == [len(atoms) for atoms in frames]
@@ -56,6 +58,7 @@ def test_store_gives_back_frames_and_graphs(tmp_path: Path) -> None:
             store.labeled_graph(index),
         )
         assert frame.atoms == given.atoms
+        assert frame.atoms.info == ({"charge": -1, "multiplicity": 2} if index == 0 else {})
         assert (frame.energy, frame.group, frame.source) == (given.energy, given.group, given.source)
         assert frame.weights == given.weights
         assert frame.labels == given.labels

@@ -513,7 +513,9 @@ def test_walkers_depend_on_seed_and_temperature_alone(reference_file: Path) -> N
 def test_interrupted_walkers_go_on_as_if_nothing_had_happened(reference_file: Path, tmp_path: Path) -> None:
     def walk(path: Path, n: int) -> list[Atoms]:
         file = LabelFile(path)
-        walkers = Walkers(starts(), reference_of(reference_file), 60.0, 0)
+        structures = starts()
+        structures[1].info["charge"] = 1
+        walkers = Walkers(structures, reference_of(reference_file), 60.0, 0)
         for atoms in file.frames:
             walkers.keep(atoms)
         while len(file.frames) < n:
@@ -525,6 +527,8 @@ def test_interrupted_walkers_go_on_as_if_nothing_had_happened(reference_file: Pa
     for one, other in zip(walk(tmp_path / "parts.xyz", 15), whole, strict=True):
         np.testing.assert_array_equal(one.positions, other.positions)
         np.testing.assert_array_equal(one.get_forces(), other.get_forces())
+    charges = {int(atoms.info["attempt"]) % len(starts()): atoms.info.get("charge") for atoms in whole}
+    assert charges == {0: None, 1: 1, 2: None, 3: None}
 
 
 class FailsOnce(LennardJones):

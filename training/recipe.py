@@ -213,8 +213,8 @@ class PretrainSection(Section):
         frames, and 5.3 / √n for n
     rates_after : factor of the highest learning rates when the training frames are learned. With 1 the network forgets
         more than it gains, and overfits a few frames, see benchmarks/README.md
-    charge : e, of each frame, for gfn2; by default 0
-    multiplicity : 2S + 1, of each frame, for gfn2; by default the lowest
+    charge : e, for gfn2; by default that in ``info`` of each frame, or else 0
+    multiplicity : 2S + 1, for gfn2; by default that in ``info`` of each frame, or else the lowest
     """
 
     reference: str

@@ -13,11 +13,11 @@ import numpy as np
 from ase import Atoms
 
 from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.electrons import keep_electrons
 from ase_segnn.files import written_whole
 from ase_segnn.physics.dynamics import INTERVAL, langevin_run
 from ase_segnn.physics.verdicts import Verdict
 
-from ..labeling.electrons import keep_electrons
 from ..labeling.workers import n_cores
 from .tasks import run_tasks
 

@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 
 from ase_segnn.calculator import SEGNNCalculator
+from ase_segnn.electrons import noted_electrons
 from ase_segnn.model.committee import Committee
 from ase_segnn.model.potential import Potential
 from ase_segnn.physics.verdicts import Verdict
@@ -22,7 +23,6 @@ from ..data import Frame
 from ..data.sources import sha256
 from ..folder import RunFiles, now, provenance_of
 from ..labeling import find_reference
-from ..labeling.electrons import noted_electrons
 from ..recipe import Recipe
 from ..report.predictions import predict_frames
 from ..report.rounds import rounds_sections

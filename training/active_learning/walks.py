@@ -15,10 +15,10 @@ from ase.md.nose_hoover_chain import IsotropicMTKNPT
 
 from ase_segnn.calculator import SEGNNCalculator
 from ase_segnn.constraints import check_for_dynamics, for_dynamics, is_free
+from ase_segnn.electrons import keep_electrons
 from ase_segnn.model.committee import Committee
 from ase_segnn.physics.bonds import n_pieces
 
-from ..labeling.electrons import keep_electrons
 from .rounds import Rung
 
 # Averages over positions do not depend on masses, so that heavy hydrogen allows for long steps.

@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
+from ase_segnn.electrons import known_electrons
 from ase_segnn.labels import LABELS, LabelChoice, LabelKeys, LabelReport, Remark, choose_labels
 from ase_segnn.structures import selected
 
@@ -33,7 +34,7 @@ class Frame:
 
     Parameters
     ----------
-    atoms : the structure, without a calculator
+    atoms : the structure, without a calculator; in ``info`` "charge" and "multiplicity" if they are known
     source : file and index, such as ``frames.xyz@12``, for messages
     energy : eV
     forces : (n, 3) eV/Å
@@ -93,7 +94,7 @@ class Frame:
         choice = labels if isinstance(labels, LabelChoice) else choose_labels([(source, atoms)], labels, required=False)
         found = choice.labels(atoms)
         return cls(
-            atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc),
+            atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, info=known_electrons(atoms)),
             source=source,
             energy=found.energy,
             forces=found.forces,

@@ -40,9 +40,10 @@ from .sources import DataFile
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3  # of the file; part of its name
+_FORMAT = 4  # of the file; part of its name
 _Columns: TypeAlias = Mapping[str, tuple[tuple[int, ...], str]]
 _MARK = b"ase-segnn frames"  # at the end of the file
+_ELECTRONS = ("charge", "multiplicity")  # of a structure
 # Per frame, per atom and per edge: name -> shape of a row and type. Long types come first, so that all are aligned.
 _OF_FRAMES: _Columns = {
     "cell": ((3, 3), "<f8"),
@@ -50,6 +51,7 @@ _OF_FRAMES: _Columns = {
     "energy": ((), "<f8"),  # NaN where the label is missing, as in forces and stress
     "stress": ((3, 3), "<f8"),
     "weights": ((3,), "<f8"),
+    **dict.fromkeys(_ELECTRONS, ((), "<f8")),  # NaN where it is not known
     "n_atoms": ((), "<i8"),
     "n_edges": ((), "<i8"),
 }
@@ -218,8 +220,9 @@ class FrameStore:
         table = {name: column[index] for name, column in self._table.items()}
         rows = self._rows(index, _OF_ATOMS)
         forces, stress, energy = rows["forces"], self._stress(index), float(table["energy"])
+        electrons = {name: int(table[name]) for name in _ELECTRONS if not np.isnan(table[name])}
         return Frame(
-            atoms=Atoms(self.numbers(index), rows["positions"], cell=table["cell"], pbc=table["pbc"]),
+            atoms=Atoms(self.numbers(index), rows["positions"], cell=table["cell"], pbc=table["pbc"], info=electrons),
             source=self._texts["source"][index],
             energy=None if np.isnan(energy) else energy,
             forces=None if np.isnan(forces).any() else forces,
@@ -326,6 +329,7 @@ def _write(file: BinaryIO, frames: Iterable[Frame], cutoff: float, labels: Label
             "energy": np.nan if frame.energy is None else frame.energy,
             "stress": np.full((3, 3), np.nan) if frame.stress is None else frame.stress,
             "weights": [frame.weights[label] for label in LABELS],
+            **{name: atoms.info.get(name, np.nan) for name in _ELECTRONS},
             "n_atoms": len(atoms),
             "n_edges": len(pairs.centers),
             "source": frame.source,

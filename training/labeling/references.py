@@ -19,7 +19,8 @@ from ase.calculators.calculator import BaseCalculator, Calculator
 from ase.data import atomic_numbers, chemical_symbols
 from ase.geometry import complete_cell
 
-from .electrons import charge_of, multiplicity_of, noted_electrons
+from ase_segnn.electrons import charge_of, known_electrons, multiplicity_of, noted_electrons
+
 from .labeling import reason_of
 
 _LAST_ELEMENT = 86  # radon, of the parameters of GFN2
@@ -123,7 +124,7 @@ class GFN2:
 
     Parameters
     ----------
-    charge : e, of each structure; None for what it says itself, see `ase_segnn.training.labeling.electrons`, or else 0
+    charge : e, of each structure; None for what it says itself, see `ase_segnn.electrons`, or else 0
     multiplicity : 2S + 1; None for what a structure says, or else the lowest, 1 or 2
 
     Raises
@@ -167,13 +168,14 @@ class GFN2:
                     f"gfn2 has no k-points and needs cells of at least {_THINNEST_CELL:g} Å between opposite faces, "
                     f"{source} has {_thickness(atoms):.2f} Å; {_OTHER}"
                 )
-            for name, wanted, told in (
-                ("charge", self.charge, _told(charge_of, atoms, source)),
-                ("multiplicity", self.multiplicity, _told(multiplicity_of, atoms, source)),
-            ):
+            for name, wanted in (("charge", self.charge), ("multiplicity", self.multiplicity)):
+                told = known_electrons(atoms).get(name)
                 if wanted is not None and told is not None and wanted != told:
                     raise ValueError(f"{name} {wanted} is asked for, and {source} has {told}; leave out the option")
-            charge, multiplicity = self._electrons(atoms)
+            try:
+                charge, multiplicity = self._electrons(atoms)
+            except ValueError as error:
+                raise ValueError(f"{source}: {error}") from error
             n_electrons = int(atoms.numbers.sum()) - charge
             if multiplicity is not None and (n_electrons + multiplicity) % 2 == 0:
                 raise ValueError(
@@ -424,13 +426,6 @@ def _versioned(package: str) -> str:
         return f"{package} {version(package)}"
     except PackageNotFoundError:
         return package
-
-
-def _told(number_of: Callable[[Atoms], int | None], atoms: Atoms, source: str) -> int | None:
-    try:
-        return number_of(atoms)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
 
 
 def _check_elements(name: str, known: Collection[str], structures: Iterable[tuple[str, Atoms]]) -> None:

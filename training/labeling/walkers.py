@@ -10,6 +10,8 @@ from ase import Atoms, units
 from ase.constraints import FixCom
 from ase.md.langevin import Langevin
 
+from ase_segnn.electrons import noted_electrons
+
 from .labeling import NoLabelError, label, reason_of
 from .references import Reference
 
@@ -84,7 +86,7 @@ class Walkers:
         atoms.set_constraint()
         labeled = label(atoms, atoms.calc)
         labeled.arrays.pop("masses")
-        labeled.info = {"attempt": number, "seconds": round(time.monotonic() - began, 6)}
+        labeled.info = {**noted_electrons(labeled), "attempt": number, "seconds": round(time.monotonic() - began, 6)}
         return labeled
 
     def _where_it_is(self, walker: int, random: np.random.Generator) -> Atoms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,17 @@ def multiplicity_of(atoms: Atoms) -> int | None:
     if number is not None and number < 1:
         raise ValueError(f"a multiplicity is 1 or more, got {number}")
     return number
+
+
+def known_electrons(atoms: Atoms) -> dict[str, int]:
+    """Return "charge" and "multiplicity" of a structure as far as it says them in whole numbers."""
+    known = {}
+    for name, number_of in (("charge", charge_of), ("multiplicity", multiplicity_of)):
+        with suppress(ValueError):
+            number = number_of(atoms)
+            if number is not None:
+                known[name] = number
+    return known
 
 
 def noted_electrons(atoms: Atoms) -> dict[str, Any]:
