@@ -28,6 +28,7 @@ from ase_segnn.training import LabelsNeeded, learn
 from ase_segnn.training.active_learning.exploration import _thinned, explore_and_select
 from ase_segnn.training.active_learning.fits import data_of, fitted, is_kept, recipe_of
 from ase_segnn.training.active_learning.folder import LearnFolder
+from ase_segnn.training.active_learning.fresh import fresh_frames, verdicts_in
 from ase_segnn.training.active_learning.plan import Plan
 from ase_segnn.training.active_learning.settings import LearnSettings, ladder
 from ase_segnn.training.active_learning.start import first_frames, isolated_atoms, next_frames
@@ -266,6 +267,18 @@ def test_thinned_frames_are_those_that_deviate_most_and_some_of_all_times() -> N
     assert len(thinned) == 20
     assert np.diff(thinned[10:]).min() > 15
     assert _thinned(frames, 200) == frames
+
+
+def test_dynamics_of_the_final_potential_begin_at_many_structures(tmp_path: Path) -> None:
+    save_potential(two_potentials().members[0], tmp_path / "one.safetensors", provenance=Provenance())
+    starts = [cluster() for _ in range(3)]
+    for number, atoms in enumerate(starts):
+        atoms.info["charge"] = number
+    frames = fresh_frames(tmp_path / "one.safetensors", starts, [50.0, 100.0], 6, seconds=2, folder=tmp_path / "runs")
+    assert len(frames) == 6
+    assert {frame.info["charge"] for frame in frames} == {0, 1, 2}
+    assert {frame.info["temperature"] for frame in frames} == {50.0, 100.0}
+    assert len(verdicts_in(tmp_path / "runs")) >= 3
 
 
 # ---- fits

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -24,6 +25,7 @@ from .tasks import run_tasks
 _EQUILIBRATION = 0.2  # of each run
 _MANY_STEPS = 10**9
 _MOST_KEPT = 2000  # frames of a run in memory
+_OF_RUN = 2  # frames of a run at least, where there are more structures than temperatures
 
 
 def fresh_frames(
@@ -37,9 +39,10 @@ def fresh_frames(
     seed: int = 0,
     on_wait: Callable[[str], object] = lambda _: None,
 ) -> list[Atoms]:
-    """Run dynamics of a potential at each temperature, one process per core, and take frames at equal intervals.
+    """Run dynamics of a potential at each temperature, on all cores, and take frames at equal intervals.
 
-    Masses and steps are those of real dynamics. The first fifth of each run is left out.
+    Masses and steps are those of real dynamics. The first fifth of each run is left out. There are as many runs as
+    temperatures and cores need, and more where there are more structures.
 
     Parameters
     ----------
@@ -62,17 +65,15 @@ def fresh_frames(
         If a process fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    n_runs = max(len(temperatures), n_cores() * -(-len(temperatures) // n_cores()))
-    n_turns = -(-n_runs // n_cores())  # runs of a core, one after another
+    n_turns = math.ceil(max(len(temperatures), min(len(starts), number // _OF_RUN)) / n_cores())  # runs of a core
+    n_runs = n_turns * n_cores()
     per_run = [len(part) for part in np.array_split(np.arange(number), n_runs)]
-    tasks = []
+    runs = []
     for run in range(n_runs):
         start = folder / f"start-{run + 1}.xyz"
         ase.io.write(start, starts[run % len(starts)], format="extxyz")
-        tasks.append(
+        runs.append(
             {
-                "kind": "dynamics",
-                "potential": str(potential),
                 "start": str(start),
                 "temperature": temperatures[run % len(temperatures)],
                 "number": per_run[run],
@@ -81,8 +82,9 @@ def fresh_frames(
                 "output": str(folder / f"run-{run + 1}.xyz"),
             }
         )
-    run_tasks(tasks, folder, on_wait)
-    outputs = [Path(str(task["output"])) for task in tasks]
+    parts = [runs[core :: n_cores()] for core in range(n_cores())]
+    run_tasks([{"kind": "dynamics", "potential": str(potential), "runs": part} for part in parts], folder, on_wait)
+    outputs = [Path(str(run["output"])) for run in runs]
     return [atoms for output in outputs if output.stat().st_size for atoms in ase.io.iread(output, ":")]
 
 
@@ -91,10 +93,16 @@ def verdicts_in(folder: Path) -> list[Verdict]:
     return [Verdict(**json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("run-*.json"))]
 
 
-def dynamics_part(
-    potential: str, start: str, temperature: float, number: int, seconds: float, seed: int, output: str
+def dynamics_part(potential: str, runs: Sequence[dict[str, Any]]) -> None:
+    """Run dynamics in this process, one run after another; write the frames of each, and beside them its verdict."""
+    calculator = SEGNNCalculator(Path(potential))
+    for run in runs:
+        _dynamics(calculator, **run)
+
+
+def _dynamics(
+    calculator: SEGNNCalculator, start: str, temperature: float, number: int, seconds: float, seed: int, output: str
 ) -> None:
-    """Run dynamics in this process; write the frames, and beside them the verdict on the run."""
     seen: list[Atoms] = []
     stride = 1
 
@@ -109,7 +117,6 @@ def dynamics_part(
 
     atoms = ase.io.read(start, format="extxyz")
     assert isinstance(atoms, Atoms)
-    calculator = SEGNNCalculator(Path(potential))
     least = INTERVAL * math.ceil(1 + number / (1 - _EQUILIBRATION))
     run = langevin_run(calculator, atoms, temperature, steps=_MANY_STEPS, seconds=seconds, seed=seed, watch=keep)
     if run.verdict.outcome != "failed" and len(seen) * stride * INTERVAL < least:  # which time did not allow

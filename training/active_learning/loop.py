@@ -218,8 +218,7 @@ class Loop:
         settings, starts = self._settings, self._molecules()
         if settings.pressures is None:
             starts = list({atoms.get_chemical_formula(): atoms for atoms in sorted(starts, key=_hotness)}.values())
-        else:  # cells of all sizes
-            starts = [starts[k] for k in np.random.default_rng(settings.seed).permutation(len(starts))]
+        starts = [starts[k] for k in np.random.default_rng(settings.seed).permutation(len(starts))]  # of all sizes
         return fresh_frames(
             potential,
             starts,

@@ -33,6 +33,8 @@ from .fresh import verdicts_in
 from .rounds import FreshErrors
 from .settings import LearnSettings
 
+_MOST_TOLD = 10  # runs of dynamics, each in a line of its own
+
 
 @dataclass(frozen=True, eq=False)
 class LearnResult:
@@ -58,7 +60,11 @@ class LearnResult:
 
     def summary(self) -> list[str]:
         """Return the outcome in a few lines."""
-        lines = [f"{verdict.name}: {verdict.outcome}. {verdict.statement}" for verdict in self.verdicts]
+        told = [verdict for verdict in self.verdicts if verdict.outcome != "passed"]
+        told = told if len(self.verdicts) > _MOST_TOLD else list(self.verdicts)
+        lines = [f"{verdict.name}: {verdict.outcome}. {verdict.statement}" for verdict in told]
+        if len(told) < len(self.verdicts):
+            lines.insert(0, f"Dynamics: {len(self.verdicts) - len(told)} of {len(self.verdicts)} runs passed")
         for each in self.fresh:
             errors = ", ".join(shown_errors(each.errors, ("energy_per_atom", *LABELS)))
             lines.append(f"fresh frames at {each.temperature:.0f} K: RMSE {errors or 'unknown, no frame has a label'}")
