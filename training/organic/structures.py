@@ -14,7 +14,8 @@ from .molecules import SIZES, Molecule
 
 _STEPS = 200  # of MMFF or UFF, few so that not all conformers are the same
 _STRETCH = (0.85, 1.6)  # of a bond's length
-_CONTACT = (0.65, 1.2)  # of the sum of van der Waals radii, nearest pair of two molecules
+_CONTACT, _BEYOND = (0.65, 1.2), (1.2, 2.0)  # of the sum of van der Waals radii, nearest pair of two molecules
+_IN_CONTACT = 0.8  # share
 _VDW = {"H": 1.10, "C": 1.70, "N": 1.55, "O": 1.52, "F": 1.47, "P": 1.80, "S": 1.80, "Cl": 1.75}  # Å, Bondi; Rowland
 _ACCEPTORS = ("N", "O", "F", "S", "Cl")
 _TORSION = Chem.MolFromSmarts("[!$(*#*)&!D1]-,=;!@[!$(*#*)&!D1]")
@@ -150,7 +151,7 @@ def _beside(atoms: Atoms, other: Atoms, random: np.random.Generator) -> Atoms:
     turned = Rotation.random(random_state=random).apply(other.positions - other.positions.mean(axis=0))
     direction = random.normal(size=3)
     direction /= np.linalg.norm(direction)
-    factor = random.uniform(*_CONTACT)
+    factor = random.uniform(*(_CONTACT if random.random() < _IN_CONTACT else _BEYOND))
     radii = [np.array([_VDW[symbol] for symbol in each.symbols]) for each in (atoms, other)]
     reach = factor * (radii[0][:, None] + radii[1])
     start = atoms.positions[random.integers(len(atoms))]
