@@ -12,6 +12,7 @@ import ase.io
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
+from ase_segnn.builders import built, is_built
 from ase_segnn.labels.survey import SomeFrames
 from ase_segnn.labels.values import explain_lost_cell, lost_cell
 
@@ -95,20 +96,25 @@ def selected(items: Iterable[_Item], selection: str, path: str | Path) -> Iterat
 
 
 def read_numbered(source: str | Path) -> list[tuple[int, Atoms]]:
-    """Read structures from a file in any format of ASE, each with its number in the file, from 0.
+    """Read structures from a file in any format of ASE, each with its number in the file, from 0; or build one.
 
     Parameters
     ----------
     source : path, or ``file@selection`` as in ASE: ``md.traj@-1`` is the last structure, ``md.traj@::10`` each tenth;
-        see `split_source`
+        see `split_source`. Or ``bulk:Si``, ``molecule:H2O``, ``smiles:CCO``; see `ase_segnn.builders.built`
 
     Raises
     ------
+    ImportError
+        If RDKit is missing for a SMILES.
     FileNotFoundError, IsADirectoryError
         If there is no such file.
     ValueError
-        If ASE cannot read the file, no structure is in it or selected, or crystals in it lost their cell.
+        If ASE cannot read the file, no structure is in it or selected, or crystals in it lost their cell; or the
+        structure cannot be built.
     """
+    if is_built(str(source)):
+        return [(0, built(str(source)))]
     text, selection = split_source(source)
     path, wanted = Path(text), to_slice(selection)
     if path.is_dir():
@@ -139,7 +145,7 @@ def read_numbered(source: str | Path) -> list[tuple[int, Atoms]]:
 
 def read_named(source: str | Path) -> list[tuple[str, Atoms]]:
     """Read structures from a file, each with its name ``file@number``; argument and errors as of `read_numbered`."""
-    path, _ = split_source(source)
+    path = str(source) if is_built(str(source)) else split_source(source)[0]
     return [(f"{path}@{number}", atoms) for number, atoms in read_numbered(source)]
 
 

@@ -12,7 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from typer.testing import CliRunner
@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 from ase_segnn.cli import app
 from ase_segnn.physics import LoadedSystem, Results, System, Verdict, study
 from ase_segnn.physics.results import to_markdown
-from ase_segnn.physics.systems import built
 from ase_segnn.potentials import path_of
 from ase_segnn.training import Recipe, run_recipe
 from ase_segnn.training.recipe import make_recipe
@@ -154,17 +153,6 @@ def test_study_of_a_liquid(tmp_path: Path) -> None:
     assert found["g(r) Ar-Ar at 150 K, mean absolute difference from the reference"].value > 0
     assert 0 < found["diffusion of Ar, box of 11.2 Å"].value < 100
     assert outcomes(results) == {"Dynamics at 150 K": "passed", "Conservation of energy": "passed"}
-
-
-def test_structures_are_built_or_read() -> None:
-    assert built("somewhere/bulk.xyz") is None
-    assert len(built("bulk:Mo")) == 2
-    assert built("bulk:Mg").get_chemical_formula() == "Mg2"
-    assert built("molecule:H2O") == molecule("H2O")
-    with pytest.raises(ValueError, match=r"ASE cannot build 'bulk:Cu:fcc:wide': .*; write bulk:SYMBOLS, bulk:SYMBOLS:"):
-        built("bulk:Cu:fcc:wide")
-    with pytest.raises(ValueError, match="'molecule:H2O:2' has too many parts; write bulk:SYMBOLS"):
-        built("molecule:H2O:2")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -31,7 +32,9 @@ class DType(str, Enum):
 
 
 PotentialArgument = Annotated[str, typer.Argument(help="Name of a shipped potential, or a potential file.")]
-StructureArgument = Annotated[str, typer.Argument(help="Any file ASE reads; 'file@index' selects, default the last.")]
+StructureArgument = Annotated[
+    str, typer.Argument(help="Any file ASE reads; 'file@index' selects, default the last. Or smiles:CCO, bulk:Si.")
+]
 DeviceOption = Annotated[str, typer.Option(help="'cpu', 'cuda', 'cuda:1', or 'auto' for a GPU where there is one.")]
 DTypeOption = Annotated[DType, typer.Option(help="Precision of the network.")]
 CompileOption = Annotated[
@@ -131,7 +134,14 @@ def check_outputs(paths: Iterable[Path], *, force: bool) -> None:
 
 
 def name_of(source: str) -> str:
-    """Return the stem of a structure's outputs: the name of its file without folder, suffix and selection."""
+    """Return the stem of a structure's outputs: the name of its file without folder, suffix and selection.
+
+    >>> name_of("md/run.traj@::10"), name_of("smiles:CC(=O)O")
+    ('run', 'CC-O-O')
+    """
+    from ase_segnn.builders import is_built
     from ase_segnn.structures import split_source
 
+    if is_built(source):
+        return re.sub(r"[^A-Za-z0-9]+", "-", source.partition(":")[2]).strip("-")
     return Path(split_source(source)[0]).stem

@@ -57,9 +57,7 @@ def build(
 @lammps_app.command()
 def export(
     potential: PotentialArgument,
-    structure: Annotated[
-        str, typer.Argument(help="Any file ASE reads; 'file@index' selects. Or built by ASE, such as bulk:Si.")
-    ],
+    structure: Annotated[str, typer.Argument(help="Any file ASE reads; 'file@index' selects. Or bulk:Si, smiles:CCO.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files.")] = Path(),
     dtype: DTypeOption = DType.float32,
     march: MarchOption = "native",
@@ -77,14 +75,13 @@ def export(
     from ase_segnn.integrations.lammps.inputs import boxed, input_files, write_input
     from ase_segnn.model.committee import Committee
     from ase_segnn.physics.dynamics import timestep_for
-    from ase_segnn.physics.systems import built
     from ase_segnn.potential_file import load_potential
     from ase_segnn.potentials import path_of
     from ase_segnn.structures import read_structure
 
     source = path_of(potential)
     loaded = load_potential(source)
-    atoms = built(structure) or read_structure(structure)
+    atoms = read_structure(structure)
     boxed(atoms)  # or an error, before any work
     check_elements(atoms, {atomic_numbers[symbol]: symbol for symbol in loaded.elements}, potential)
     members = list(loaded.members) if isinstance(loaded, Committee) else [loaded]

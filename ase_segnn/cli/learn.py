@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def learn(
     structures: Annotated[
         list[str],
-        typer.Argument(help="Structures to start from, any files ASE reads; with --resume the folder of a run."),
+        typer.Argument(
+            help="Structures to start from, any files ASE reads, or smiles:CCO; with --resume the folder of a run."
+        ),
     ],
     reference: Annotated[
         str | None,

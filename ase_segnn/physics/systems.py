@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import ase.build
 from ase import Atoms
 from pydantic import BeforeValidator, Field
 
+from ase_segnn.builders import is_built
 from ase_segnn.configuration import Configuration
 from ase_segnn.labels import FrameLabels, LabelKeys, choose_labels
 from ase_segnn.structures import read_named, read_structure
@@ -18,7 +18,6 @@ Kind = Literal["crystal", "liquid", "molecule"]
 Part = Literal["elastic", "vacancy", "surfaces", "phonons", "vibrations", "torsions", "stretching", "dynamics"]
 Temperature = Annotated[float, Field(gt=0, le=1e6)]
 
-_BUILDERS = ("bulk:", "molecule:")
 _GROUP_KEYS = ("config_type", "group")
 
 
@@ -31,8 +30,8 @@ class System(Configuration):
 
     Parameters
     ----------
-    structure : file that ASE reads, ``file@index`` selects, default the last; or built by ASE: ``bulk:Si``,
-        ``bulk:NaCl:rocksalt:5.64`` for symbols, structure and lattice constant in Å; ``molecule:CH3CH2OH``
+    structure : file that ASE reads, ``file@index`` selects, default the last; or ``bulk:Si``, ``molecule:CH3CH2OH``,
+        ``smiles:CCO``, see `ase_segnn.builders.built`
     kind : crystal, liquid or molecule. By default a structure without periodicity is a molecule, and a periodic one a
         crystal; a liquid has to be named
     temperatures : K, of dynamics
@@ -104,7 +103,7 @@ class LoadedSystem:
             needed, or a frame cannot be used.
         """
         find = locate or (lambda name: [name])
-        atoms = built(system.structure) or read_structure(find(system.structure)[0])
+        atoms = read_structure(system.structure if is_built(system.structure) else find(system.structure)[0])
         kind = _kind_of(system, atoms)
         named = [each for name in system.frames for source in find(name) for each in read_named(source)]
         frames = []
@@ -121,45 +120,6 @@ class LoadedSystem:
             groups = ", ".join(sorted({frame.group for frame in frames})) or "none"
             raise ValueError(f"no frame of the reference has the group '{system.strained}'; there are {groups}")
         return cls(system, kind, atoms, frames)
-
-
-def built(text: str) -> Atoms | None:
-    """Build a structure such as ``bulk:Si`` with ASE; None for the name of a file.
-
-    >>> built("bulk:Cu:fcc:3.6").cell.cellpar().tolist()
-    [3.6, 3.6, 3.6, 90.0, 90.0, 90.0]
-
-    Raises
-    ------
-    ValueError
-        If ASE cannot build it.
-    """
-    if not text.startswith(_BUILDERS):
-        return None
-    builder, name, *rest = text.split(":")
-    try:
-        if builder == "molecule" and not rest:
-            molecule: Atoms = ase.build.molecule(name)
-            return molecule
-        if builder == "bulk" and len(rest) <= 2:
-            structure, length = [*rest, None, None][:2]
-            return _bulk(name, structure, None if length is None else float(length))
-    except (KeyError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"ASE cannot build '{text}': {error}; write bulk:SYMBOLS, bulk:SYMBOLS:STRUCTURE:A with A in Å, or "
-            "molecule:NAME, or give a file"
-        ) from error
-    raise ValueError(
-        f"'{text}' has too many parts; write bulk:SYMBOLS, bulk:SYMBOLS:STRUCTURE:A with A in Å, or molecule:NAME"
-    )
-
-
-def _bulk(name: str, structure: str | None, length: float | None) -> Atoms:
-    """Build a crystal in its cubic cell if it has one."""
-    try:
-        return ase.build.bulk(name, structure, a=length, cubic=True)
-    except (RuntimeError, ValueError):
-        return ase.build.bulk(name, structure, a=length)
 
 
 def _kind_of(system: System, atoms: Atoms) -> Kind:

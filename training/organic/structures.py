@@ -6,9 +6,11 @@ import numpy as np
 from ase import Atoms
 from ase.neighborlist import neighbor_list
 from numpy.typing import NDArray
-from rdkit import Chem, RDLogger
+from rdkit import Chem
 from rdkit.Chem import AllChem
 from scipy.spatial.transform import Rotation
+
+from ase_segnn.smiles import atoms_of, conformer
 
 from .molecules import SIZES, Molecule
 
@@ -22,28 +24,12 @@ _TORSION = Chem.MolFromSmarts("[!$(*#*)&!D1]-,=;!@[!$(*#*)&!D1]")
 _WAYS, _CHANCES = ("conformer", "torsion", "stretch", "proton"), (0.5, 0.2, 0.2, 0.1)
 
 
-def conformer(molecule: Molecule, random: np.random.Generator) -> Chem.Mol | None:
-    """Return a molecule with a random conformer, relaxed a little by a force field; None where RDKit finds none."""
-    RDLogger.DisableLog("rdApp.*")
-    mol = Chem.AddHs(Chem.MolFromSmiles(molecule.smiles))
-    settings = AllChem.ETKDGv3()
-    settings.randomSeed = int(random.integers(2**31))
-    settings.maxIterations = 30
-    if AllChem.EmbedMolecule(mol, settings) != 0:
-        return None
-    if AllChem.MMFFHasAllMoleculeParams(mol):
-        AllChem.MMFFOptimizeMolecule(mol, maxIters=_STEPS)
-    elif AllChem.UFFHasAllMoleculeParams(mol):
-        AllChem.UFFOptimizeMolecule(mol, maxIters=_STEPS)
-    return mol
-
-
 def structure_of(molecule: Molecule, random: np.random.Generator) -> Atoms | None:
     """Return a conformer of a molecule, or one with a torsion turned, a bond stretched or a proton moved.
 
     In ``info``: "smiles", "charge" (e) and "kind". None where RDKit finds no conformer.
     """
-    mol = conformer(molecule, random)
+    mol = conformer(molecule.smiles, int(random.integers(2**31)), _STEPS)
     if mol is None:
         return None
     kind = str(random.choice(_WAYS, p=_CHANCES))
@@ -51,7 +37,7 @@ def structure_of(molecule: Molecule, random: np.random.Generator) -> Atoms | Non
         kind = kind if _turn(mol, random) else "conformer"
     elif kind == "stretch":
         kind = kind if _stretch(mol, random) else "conformer"
-    atoms = _atoms(mol, molecule)
+    atoms = atoms_of(mol, molecule.smiles)
     if kind == "proton" and not _move_proton(atoms, random):
         kind = "conformer"
     atoms.info["kind"] = kind
@@ -62,10 +48,10 @@ def complex_of(molecules: list[Molecule], random: np.random.Generator) -> Atoms 
     """Return molecules in contact, one put beside those before; None where they are too many atoms, or no conformer."""
     whole: Atoms | None = None
     for molecule in molecules:
-        mol = conformer(molecule, random)
+        mol = conformer(molecule.smiles, int(random.integers(2**31)), _STEPS)
         if mol is None:
             return None
-        atoms = _atoms(mol, molecule)
+        atoms = atoms_of(mol, molecule.smiles)
         if whole is None:
             whole = atoms
             continue
@@ -79,12 +65,6 @@ def complex_of(molecules: list[Molecule], random: np.random.Generator) -> Atoms 
         kind = "proton"
     whole.info["kind"] = kind
     return whole
-
-
-def _atoms(mol: Chem.Mol, molecule: Molecule) -> Atoms:
-    symbols = [atom.GetSymbol() for atom in mol.GetAtoms()]
-    info = {"smiles": molecule.smiles, "charge": molecule.charge}
-    return Atoms(symbols, mol.GetConformer().GetPositions(), info=info)
 
 
 def _turn(mol: Chem.Mol, random: np.random.Generator) -> bool:
