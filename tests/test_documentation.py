@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import ase_segnn.training
 from ase_segnn.training import Recipe
 from ase_segnn.training.yaml12 import load_yaml
 
@@ -54,6 +58,66 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["#b", "other.md"]
 
 
+def test_every_public_name_has_a_page() -> None:
+    listed = set((ROOT / "docs" / "reference.md").read_text(encoding="utf-8").split())
+    public = {*ase_segnn.__all__, *ase_segnn.training.__all__} - {"__version__"}
+    assert public <= listed
+
+
+def test_every_page_is_in_the_site() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert pages <= set(text.split())
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Modules beside the settings of Sphinx."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    return import_module
+
+
+def test_links_of_copied_pages_lead_where_they_did(extension: Callable[[str], ModuleType]) -> None:
+    pages, card = extension("pages"), ROOT / "potentials" / "si-pbe.md"
+    text = "[a](../benchmarks/README.md#accuracy) [b](https://a.b) [c](../pyproject.toml) [`d`](cu-pbe.md) [e](#x)"
+    place = ROOT / "docs" / "made" / "si-pbe.md"
+    assert (
+        pages.rewritten(text, card, place)
+        == "[a](benchmarks.md#accuracy) [b](https://a.b) `c` [`d`](cu-pbe.md) [e](#x)"
+    )
+    assert pages.rewritten("[a](../README.md)", card, place) == "[a](../index.md)"
+
+
+def test_pages_of_commands_and_keys_are_whole(extension: Callable[[str], ModuleType]) -> None:
+    pages = extension("pages")
+    commands, keys = pages.command_line(), pages.recipe_keys()
+    assert "## ase-segnn\n" in commands
+    assert "| `POTENTIAL` | Name of a shipped potential, or a potential file. |" in commands
+    assert "| `--force` | Replace existing output files. |" in commands
+    assert "### ase-segnn learn\n" in commands
+    assert "#### ase-segnn lammps build\n" in commands
+    assert "| `network.cutoff` | `5.0` | Å" in keys
+    assert "see the class" not in keys
+    rows = [line.split(" | ") for line in keys.splitlines() if line.startswith("| `")]
+    assert all(row[2].strip(" |") for row in rows)
+
+
+def test_descriptions_in_docstrings_are_no_types(extension: Callable[[str], ModuleType]) -> None:
+    lines = ["Parameters", "----------", "a, b : of frames,", "    at most", "", "Returns", "-------", "(N,) eV : all"]
+    converted = [
+        "Parameters",
+        "----------",
+        "a, b",
+        "    of frames,",
+        "    at most",
+        "",
+        ".. rubric:: Returns",
+        "",
+        "(N,) eV : all",
+    ]
+    assert extension("docstrings").converted(lines) == converted
+
+
 RECIPES = [
     (page, recipe)
     for page in PAGES
@@ -71,4 +135,4 @@ def test_recipes(page: str, text: str) -> None:
 
 def test_there_are_recipes() -> None:
     """A control."""
-    assert {"README.md", "docs/recipes.md"} <= {page for page, _ in RECIPES}
+    assert {"docs/training.md", "docs/recipes.md"} <= {page for page, _ in RECIPES}
