@@ -122,9 +122,10 @@ def recipe_keys() -> str:
             section = _section_of(field.annotation)
             if section is not None:
                 sections.append((section, f"{prefix}{name}."))
+            anchor = f"{prefix}{name}".replace(".", "")
             default = "required" if field.is_required() else _default(field)
             meaning = (
-                _cell(meanings.get(name, "")) if section is None else f"{_cell(_summary(section))} [Keys](#{name})"
+                _cell(meanings.get(name, "")) if section is None else f"{_cell(_summary(section))} [Keys](#{anchor})"
             )
             lines.append(f"| `{prefix}{name}` | {default} | {meaning} |")
         lines.append("")
