@@ -104,18 +104,18 @@ def test_pages_of_commands_and_keys_are_whole(extension: Callable[[str], ModuleT
 
 def test_descriptions_in_docstrings_are_no_types(extension: Callable[[str], ModuleType]) -> None:
     lines = ["Parameters", "----------", "a, b : of frames,", "    at most", "", "Returns", "-------", "(N,) eV : all"]
-    converted = [
+    result = [
         "Parameters",
         "----------",
         "a, b",
         "    of frames,",
         "    at most",
         "",
-        ".. rubric:: Returns",
-        "",
+        "Result",
+        "------",
         "(N,) eV : all",
     ]
-    assert extension("docstrings").converted(lines) == converted
+    assert extension("docstrings").converted(lines) == result
 
 
 RECIPES = [

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 _OF_NAMES = {"Parameters", "Attributes"}
+_PROSE = {"Returns", "Yields"}  # what napoleon would take for types
 _ENTRY = re.compile(r"^(?P<names>[\w*]+(?:, [\w*]+)*) : (?P<text>.*)$")
 
 
@@ -31,10 +32,10 @@ def converted(lines: list[str]) -> list[str]:
         following = lines[index + 1].strip() if index + 1 < len(lines) else ""
         if following and set(following) == {"-"} and line.strip():
             section = line.strip()
-            result.append(".. rubric:: Returns" if section in ("Returns", "Yields") else line)
+            result.append("Result" if section in _PROSE else line)
             continue
-        if section in ("Returns", "Yields") and set(line.strip()) == {"-"}:
-            result.append("")  # prose follows
+        if section in _PROSE and line.strip() == len(section) * "-":
+            result.append(6 * "-")
             continue
         entry = _ENTRY.match(line) if section in _OF_NAMES else None
         if entry is None:
