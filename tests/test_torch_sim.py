@@ -147,6 +147,15 @@ def test_many_molecules_relax_together() -> None:
     assert np.ptp(results["energy"].numpy()) < 0.5
 
 
+def test_energies_of_a_network_in_float32_keep_their_digits() -> None:
+    molecule = ase.io.read(Path(__file__).parent / "data" / "acetylacetone.xyz")
+    model, calculator = SEGNNModel("acac-pbe", "cpu"), SEGNNCalculator("acac-pbe", device="cpu")
+    state = ts.initialize_state([molecule], model.device, model.dtype)
+    energy = model(state)["energy"]
+    assert energy.dtype == torch.float64
+    assert energy.item() == pytest.approx(calculator.get_property("energy", molecule), abs=1e-5)  # of 9,392 eV
+
+
 def test_unknown_elements_are_an_error() -> None:
     model = SEGNNModel("si-pbe", "cpu")
     for _ in range(2):

@@ -41,8 +41,8 @@ class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no type
     ----------
     potential : name of a shipped potential, path of a potential file, or a `Potential` or `Committee`
     device : "cpu", "cuda" and so on, or "auto" for a GPU where there is one
-    dtype : of the network, torch.float32 or torch.float64. Positions and energies may have more digits: results have
-        the dtype of the state's positions
+    dtype : of the network, torch.float32 or torch.float64. States that torch-sim makes have float64 in any case: in
+        float32 the energy of a molecule would be rounded to 1 meV. Results have the dtype of the state's positions
     skin, compile : as of `SEGNNCalculator`
 
     Raises
@@ -67,7 +67,7 @@ class SEGNNModel(ModelInterface):  # type: ignore[misc]  # torch-sim has no type
         self._calculator, self._skin = calculator, skin
         self._cutoff = calculator.potential.cutoff
         self._elements = {atomic_numbers[symbol]: symbol for symbol in calculator.potential.elements}
-        self._device, self._dtype = torch.device(calculator.parameters["device"]), dtype
+        self._device, self._dtype = torch.device(calculator.parameters["device"]), torch.float64
         self._compute_stress = self._compute_forces = True
         self._atoms: list[Atoms] = []
         self._lists: list[VerletGraphs] = []
