@@ -79,7 +79,8 @@ def conformer(smiles: str, seed: int, steps: int) -> Any:
 def atoms_of(mol: Any, smiles: str) -> Atoms:
     """Return the atoms of a molecule of RDKit with a conformer, with "smiles" and "charge" in ``info``."""
     symbols = [atom.GetSymbol() for atom in mol.GetAtoms()]
-    info = {"smiles": smiles, "charge": int(_rdkit().GetFormalCharge(mol))}
+    told = "[H]F" if smiles == "F" else smiles  # readers of extended xyz take F for false
+    info = {"smiles": told, "charge": int(_rdkit().GetFormalCharge(mol))}
     return Atoms(symbols, mol.GetConformer().GetPositions(), info=info)
 
 

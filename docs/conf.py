@@ -48,6 +48,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_signature": False,
     "capture_repr": (),
+    "parallel": 2,
     "min_reported_time": 1,
     "copyfile_regex": r"never",
     "within_subsection_order": "FileNameSortKey",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -40,12 +41,14 @@ def test_texts_stand_for_files_wherever_structures_are_read(tmp_path: Path, monk
     assert name_of("smiles:C[C@H](N)C(=O)O") == "C-C-H-N-C-O-O"
 
 
-def test_molecules_from_smiles() -> None:
+def test_molecules_from_smiles(tmp_path: Path) -> None:
     aspirin, acetate = from_smiles("CC(=O)Oc1ccccc1C(=O)O"), from_smiles("CC(=O)[O-]")
     assert (aspirin.get_chemical_formula(), aspirin.info["charge"], acetate.info["charge"]) == ("C9H8O4", 0, -1)
     assert n_pieces(aspirin) == 1
     assert len(bonds_of(aspirin)) == 21
     np.testing.assert_array_equal(from_smiles("CC(=O)[O-]").positions, acetate.positions)
+    ase.io.write(tmp_path / "a.xyz", from_smiles("F"), format="extxyz")
+    assert ase.io.read(tmp_path / "a.xyz").info["smiles"] == "[H]F"
     butane = from_smiles("CCCC")
     assert abs(butane.get_dihedral(0, 1, 2, 3) - 180) < 5  # trans is lower than gauche
 
