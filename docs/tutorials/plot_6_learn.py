@@ -22,7 +22,7 @@ from ase_segnn.training import learn
 
 molecule = from_smiles("CC(=O)N")  # acetamide
 folder = Path(tempfile.mkdtemp()) / "acetamide"
-result = learn([molecule], "gfn2", labels=60, max_time="80s", output=folder)
+result = learn([molecule], "gfn2", labels=60, max_time="2m", output=folder)
 for line in result.summary():
     print(line)
 
