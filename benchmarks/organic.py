@@ -65,10 +65,7 @@ def teacher_frames(teacher: Calculator, starts: Sequence[Atoms], temperature: fl
 
 
 def errors_of(student: Calculator, frames: Sequence[Atoms]) -> None:
-    """Print mean absolute errors of all frames and of parts of them.
-
-    The energies of teacher and student differ by the mean over all frames; this is not an error.
-    """
+    """Print mean absolute errors of all frames and of parts of them."""
     energies, forces = [], []
     for frame in frames:
         energies.append((student.get_property("energy", frame) - frame.get_potential_energy()) / len(frame))
