@@ -148,7 +148,7 @@ def compare_minima(student: Calculator, minima: Sequence[Atoms]) -> None:
     print(
         f"{len(distances)} minima of {len(energies)} molecules: RMSD median {np.median(distances):.3f} Å, "
         f"90th percentile {np.percentile(distances, 90):.3f} Å, {changed} with other bonds; Spearman of energies, "
-        f"median over molecules {np.median(ranks):.3f}"
+        f"median over molecules {np.median(ranks) if ranks else np.nan:.3f}"
     )
 
 
